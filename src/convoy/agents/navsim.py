@@ -1,0 +1,113 @@
+"""NAVSIM's agents, unedited: finds the tree, prepares the import, builds the agent. The only module that imports navsim.
+
+Finding the tree and listing its agents needs neither navsim nor torch, so host tools use it too.
+"""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from convoy.errors import ConvoyError
+
+CONFIG = Path("navsim/planning/script/config")
+
+_declared_operators: list[Any] = []  # torch forgets a library's operators when the object goes
+
+
+def find_tree() -> Path | None:
+    """Root of the NAVSIM source tree: `NAVSIM_DEVKIT_ROOT` (a user's fork), else the importable `navsim`, else None."""
+    named = os.environ.get("NAVSIM_DEVKIT_ROOT")
+    if named:
+        root = Path(named).absolute()
+        if not (root / "navsim").is_dir():
+            raise ConvoyError(
+                f"NAVSIM_DEVKIT_ROOT={named} holds no navsim/ folder. Point it at the root of a NAVSIM checkout, "
+                "or unset it to use the installed one."
+            )
+        return root
+    spec = importlib.util.find_spec("navsim")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(next(iter(spec.submodule_search_locations))).parent
+
+
+def config_directory() -> Path | None:
+    """NAVSIM's Hydra folder with the `agent` and `train_test_split` groups, or None without a NAVSIM tree."""
+    root = find_tree()
+    return root / CONFIG / "common" if root else None
+
+
+def default_split() -> Path | None:
+    """NAVSIM's default train/val log split (YAML: `train_logs`, `val_logs`), or None where it is not there."""
+    root = find_tree()
+    path = root / CONFIG / "training" / "default_train_val_test_log_split.yaml" if root else None
+    return path if path and path.is_file() else None
+
+
+def is_needed_by(target: str) -> bool:
+    """Whether the class path `target` (an agent's `_target_`) can only be imported with NAVSIM in place."""
+    return target.split(".")[0] != "convoy"
+
+
+def build_agent(agent_config: Any) -> Any:
+    """Instantiate an agent from its Hydra node, NAVSIM's tree being made importable first.
+
+    Raises ConvoyError when the class cannot be imported, or when the agent wants weights from a hub that cannot be
+    reached (NAVSIM's TransFuser does, at training and at evaluation).
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    if is_needed_by(agent_config._target_):
+        _make_importable()
+    try:
+        return instantiate(agent_config)
+    except InstantiationException as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        if _is_missing_download(error):
+            raise ConvoyError(
+                f"The agent {agent_config._target_} downloads pretrained weights, and the model hub cannot be reached "
+                f"from here ({type(cause).__name__}). Give the weights as a folder with config.json and "
+                "pytorch_model.bin:\n  '+agent.config.image_architecture=\"local-dir:/path/to/folder\"' "
+                "(TransFuser), or set HF_HOME to a cache filled elsewhere."
+            ) from error
+        raise ConvoyError(
+            f"The agent {agent_config._target_} could not be built: {str(error).splitlines()[0]} "
+            f"({type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''})"
+        ) from error
+
+
+def _make_importable() -> None:
+    root = find_tree()
+    if root is not None and str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    _declare_torchvision_operators()
+
+
+def _declare_torchvision_operators() -> None:
+    """Let the package index's torchvision be imported beside a CPU build of torch.
+
+    Its binary operators need CUDA libraries, so they are not registered there and the import ends in "operator
+    torchvision::nms does not exist". Their schemas are all that the import asks for; no NAVSIM agent calls them.
+    On a CUDA build torchvision registers them itself and a second declaration would abort.
+    """
+    import torch
+
+    if torch.version.cuda is not None or "torchvision" in sys.modules:
+        return
+    library = torch.library.Library("torchvision", "DEF")
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _declared_operators.append(library)
+
+
+def _is_missing_download(error: BaseException | None) -> bool:
+    while error is not None:
+        if type(error).__module__.split(".")[0] in {"huggingface_hub", "httpx", "httpcore", "requests", "urllib3"}:
+            return True
+        error = error.__cause__ or error.__context__
+    return False

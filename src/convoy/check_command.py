@@ -1,0 +1,38 @@
+"""`convoy check`: what can be told of a training run before anything is started. Imports no torch."""
+
+import argparse
+
+from rich.console import Console
+from rich.table import Table
+
+from convoy import config
+from convoy.errors import ExitCode
+from convoy.topology import Topology
+
+HELP = "check a training configuration against a launch, without starting it"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--nodes", type=int, default=1, help="nodes of the launch (default: %(default)s)")
+    parser.add_argument("--processes-per-node", type=int, default=1, help="ranks per node (default: %(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="print errors only")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="the training's own arguments")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what the launch would be, or raise ConvoyError."""
+    topology = Topology.planned(args.nodes, args.processes_per_node)
+    settings = config.load(args.overrides, topology)
+    if not args.quiet:
+        table = Table("setting", "value", title="convoy check")
+        batches = settings.batches
+        for name, value in {
+            "agent": settings.config.agent._target_,
+            "cache_path": settings.config.cache_path,
+            "world size": f"{topology.world_size} = {topology.num_nodes} nodes x {topology.local_world_size}",
+            "global batch": f"{batches.global_batch} = {batches.world_size} ranks x {batches.rank_batch} samples "
+            f"x {batches.accumulation} accumulation",
+        }.items():
+            table.add_row(name, str(value))
+        Console().print(table)
+    return ExitCode.FINISHED

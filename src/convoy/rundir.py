@@ -1,0 +1,115 @@
+"""A run is a directory: its layout, and the rule that it belongs to one configuration."""
+
+import os
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from convoy.config import differences
+from convoy.errors import ConvoyError
+from convoy.topology import Topology
+
+# What may change from one start of a run to the next: where and how fast it runs and how long, not what it computes.
+MAY_CHANGE = (
+    "run_dir",
+    "output_dir",
+    "trainer.params.default_root_dir",
+    "trainer.params.accelerator",
+    "trainer.params.devices",
+    "trainer.params.num_nodes",
+    "trainer.params.accumulate_grad_batches",
+    "trainer.params.max_epochs",
+    "trainer.params.log_every_n_steps",
+    "dataloader.params.",
+    "checkpoint.",
+    "distributed_timeout_minutes",
+    "validate_first",
+)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of one run; everything that a run writes lies below `root`."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def logs(self) -> Path:
+        """One `rank-<rank>.log` per rank."""
+        return self.root / "logs"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        return self.checkpoints / "best.ckpt"
+
+    @property
+    def skipped_samples(self) -> Path:
+        """One line of JSON per unreadable sample that was replaced (`data.skip_bad=true`)."""
+        return self.root / "skipped.jsonl"
+
+    @property
+    def results(self) -> Path:
+        """Figures of a finished run, as JSON."""
+        return self.root / "results.json"
+
+    def non_finite_batch(self, rank: int) -> Path:
+        """Tokens of the batch whose loss was not finite on `rank`."""
+        return self.root / f"non-finite-rank-{rank:03d}.json"
+
+
+def choose_root(config: DictConfig, topology: Topology) -> Path:
+    """`run_dir`, or a name that stays the same over every requeue of a job. Call on rank 0 only: it reads the clock."""
+    if config.run_dir:
+        return Path(config.run_dir).absolute()
+    name = topology.job_id or topology.run_id or datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path(os.environ.get("NAVSIM_EXP_ROOT", "exp")).absolute() / config.experiment_name / name
+
+
+def open_run(root: Path, config: DictConfig) -> RunDirectory:
+    """Create the run directory and save `config` in it, or check that it belongs to the same configuration.
+
+    Raises ConvoyError, showing the difference, when it belongs to another one, or when it cannot be written.
+    """
+    run = RunDirectory(root)
+    if run.config.is_file():
+        _refuse_other_configuration(run, config)
+    try:
+        for folder in (run.logs, run.checkpoints):
+            folder.mkdir(parents=True, exist_ok=True)
+        temporary = run.config.with_suffix(".tmp")
+        OmegaConf.save(config, temporary)
+        temporary.replace(run.config)
+    except OSError as error:
+        raise ConvoyError(f"The run directory {root} cannot be written: {error.strerror}. Give another: run_dir=/path.") from error
+    return run
+
+
+def _refuse_other_configuration(run: RunDirectory, config: DictConfig) -> None:
+    old = OmegaConf.load(run.config)
+    assert isinstance(old, DictConfig)
+    changed = {
+        key: values for key, values in differences(old, config).items() if not key.startswith(MAY_CHANGE)
+    }
+    if changed:
+        lines = [f"  {key}: {before} -> {after}" for key, (before, after) in list(changed.items())[:8]]
+        if len(changed) > 8:
+            lines.append(f"  … and {len(changed) - 8} more")
+        raise ConvoyError(
+            f"The run directory {run.root} belongs to another configuration:\n"
+            + "\n".join(lines)
+            + "\nGive a new one (run_dir=/path), or the same settings to go on with that run."
+        )

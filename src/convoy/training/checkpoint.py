@@ -1,0 +1,83 @@
+"""Checkpoints: `last.ckpt` by the clock and at each validation, `best.ckpt` by ADE, both written atomically."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+
+from convoy.errors import ConvoyError
+from convoy.rundir import RunDirectory
+from convoy.training.process_group import Control
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, then renames: whatever ends the process, the previous checkpoint stays whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Raises ConvoyError when the file system refuses (no space, no permission)."""
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
+            temporary.unlink(missing_ok=True)
+            reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+            kept = "The previous one is whole" if path.exists() else "There is no earlier one"
+            raise ConvoyError(
+                f"The checkpoint {path} could not be written: {reason}. {kept}. "
+                "Free some space and start the same command again, to go on from there."
+            ) from error
+
+
+class LastCheckpoint(Checkpoint):
+    """Writes `last.ckpt` every so many minutes (rank 0's clock decides for all) and after each validation."""
+
+    def __init__(self, path: Path, every_minutes: float, control: Control) -> None:
+        self._path = path
+        self._interval = every_minutes * 60
+        self._control = control
+        self._saved_at = time.monotonic()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        mid_accumulation = (batch_idx + 1) % trainer.accumulate_grad_batches
+        if mid_accumulation:
+            return
+        if self._control.rank_zero_says(time.monotonic() - self._saved_at >= self._interval):
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self._path)
+        self._saved_at = time.monotonic()
+
+
+def checkpoint_callbacks(run: RunDirectory, every_minutes: float, control: Control) -> list[Checkpoint]:
+    """Best first, so that `last.ckpt` knows the best score."""
+    best = ModelCheckpoint(
+        dirpath=run.checkpoints,
+        filename=run.best_checkpoint.stem,
+        monitor="val/ade",
+        mode="min",
+        save_top_k=1,
+        enable_version_counter=False,
+        save_on_train_epoch_end=False,
+    )
+    return [best, LastCheckpoint(run.last_checkpoint, every_minutes, control)]

@@ -1,0 +1,87 @@
+"""The process group, opened before Lightning so that all ranks agree on errors, names and the cache's index first."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from convoy.errors import ConvoyError
+from convoy.topology import Topology
+
+
+T = TypeVar("T")
+
+
+class Control:
+    """Small agreements among the ranks, over gloo on the host: they never wait for a GPU's queue."""
+
+    def __init__(self, topology: Topology, group: dist.ProcessGroup | None) -> None:
+        self.topology = topology
+        self._group = group
+
+    def on_rank_zero(self, work: Callable[[], T]) -> T:
+        """Run `work` on rank 0 and give its result (it is pickled) to every rank; a ConvoyError is raised on all."""
+        outcome: list[Any] = [None]
+        if self.topology.is_rank_zero:
+            try:
+                outcome = [work()]
+            except ConvoyError as error:
+                outcome = [error]
+        if self._group is not None:
+            dist.broadcast_object_list(outcome, src=0, group=self._group)
+        if isinstance(outcome[0], ConvoyError):
+            raise outcome[0]
+        return outcome[0]
+
+    def require_equal(self, what: str, value: str) -> None:
+        """Raise ConvoyError on every rank unless all of them hold the same `value`, naming the host that differs."""
+        if self._group is None:
+            return
+        gathered: list[Any] = [None] * self.topology.world_size
+        dist.all_gather_object(gathered, (self.topology.rank, self.topology.host, value), group=self._group)
+        odd = next((entry for entry in gathered if entry[2] != gathered[0][2]), None)
+        if odd is not None:
+            raise ConvoyError(
+                f"{what} differs: rank {odd[0]} on {odd[1]} has {odd[2]!r}, rank 0 on {gathered[0][1]} has "
+                f"{gathered[0][2]!r}. Start every node with the same arguments."
+            )
+
+    def rank_zero_says(self, flag: bool) -> bool:
+        """Rank 0's `flag`, on every rank."""
+        if self._group is None:
+            return flag
+        message = torch.tensor([flag], dtype=torch.uint8)
+        dist.broadcast(message, src=0, group=self._group)
+        return bool(message.item())
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum of a host tensor over the ranks."""
+        if self._group is not None:
+            dist.all_reduce(values, group=self._group)
+        return values
+
+
+@contextmanager
+def process_group(topology: Topology, accelerator: str, timeout: timedelta) -> Iterator[Control]:
+    """Join the other ranks: NCCL for the GPUs' gradients, gloo for `Control`; nothing to join when alone.
+
+    Lightning finds the group open and uses it.
+    """
+    if topology.world_size == 1:
+        yield Control(topology, None)
+        return
+    if accelerator == "cpu":
+        dist.init_process_group("gloo", timeout=timeout)
+        control = dist.group.WORLD
+    else:
+        device = torch.device("cuda", topology.local_rank)
+        torch.cuda.set_device(device)
+        dist.init_process_group("nccl", timeout=timeout, device_id=device)
+        control = dist.new_group(backend="gloo", timeout=timeout)
+    try:
+        yield Control(topology, control)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,150 @@
+"""One training run on one rank: from a checked configuration to results."""
+
+import json
+import logging
+import math
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import OmegaConf
+
+from convoy.agents import navsim
+from convoy.agents.contract import TrainableAgent
+from convoy.config import Settings
+from convoy.data.cache import Builders, Split, require_complete, scan, skipped_samples
+from convoy.data.module import CacheDataModule
+from convoy.data.split import choose_logs
+from convoy.errors import ConvoyError
+from convoy.rundir import RunDirectory, choose_root, open_run
+from convoy.topology import Topology
+from convoy.training import logs
+from convoy.training.checkpoint import checkpoint_callbacks
+from convoy.training.module import AgentModule
+from convoy.training.process_group import Control, process_group
+from convoy.training.progress import ProgressReport
+from convoy.training.trainer import build_trainer, require_accelerator
+
+logger = logging.getLogger("convoy")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Both splits of a cache, found once by rank 0 for all."""
+
+    train: Split
+    val: Split
+
+
+def train(settings: Settings, topology: Topology) -> None:
+    """Train, and leave the results in the run directory. Raises ConvoyError for what the user can mend."""
+    config = settings.config
+    logs.speak_on_rank_zero(topology)
+    require_accelerator(config.trainer.params.accelerator, topology)
+    timeout = timedelta(minutes=config.distributed_timeout_minutes)
+    with process_group(topology, config.trainer.params.accelerator, timeout) as control:
+        control.require_equal("The configuration", OmegaConf.to_yaml(config))
+        run = _open_run(settings, topology, control)
+        logs.write_to(run, topology)
+        pl.seed_everything(config.seed, workers=True, verbose=False)
+        agent = navsim.build_agent(config.agent)
+        builders = _builders(agent)
+        data = control.on_rank_zero(lambda: _find_data(settings, builders))
+        module = AgentModule(agent, run, control)
+        datamodule = CacheDataModule(data.train, data.val, builders, config, settings.batches, topology, run)
+        progress = ProgressReport(settings.batches, control)
+        callbacks = [
+            *agent.get_training_callbacks(),
+            progress,
+            *checkpoint_callbacks(run, config.checkpoint.every_minutes, control),
+        ]
+        trainer = build_trainer(settings, topology, run, callbacks)
+        results: dict[str, Any] = {"run_dir": str(run.root), "world_size": topology.world_size}
+        resume = run.last_checkpoint if run.last_checkpoint.is_file() else None
+        if config.validate_first and resume is None:
+            trainer.validate(module, datamodule=datamodule, verbose=False)
+            results |= _metrics(trainer, "_before")
+        if resume is not None:
+            logger.info("going on from %s", resume)
+        # Convoy's own checkpoint holds Python objects (loop progress, the agent's callbacks): trusted, not weights only.
+        trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=False)
+        results |= _metrics(trainer, "") | {"samples_per_s": _number(progress.samples_per_second)}
+        if topology.is_rank_zero:
+            _finish(run, results, config.data.skip_bad)
+
+
+def _open_run(settings: Settings, topology: Topology, control: Control) -> RunDirectory:
+    config = settings.config
+
+    def create() -> str:
+        root = choose_root(config, topology)
+        config.run_dir = config.output_dir = config.trainer.params.default_root_dir = str(root)
+        return str(open_run(root, config).root)
+
+    run = RunDirectory(Path(control.on_rank_zero(create)))
+    config.run_dir = config.output_dir = config.trainer.params.default_root_dir = str(run.root)
+    batches = settings.batches
+    logger.info(
+        "%s: %d node(s) x %d process(es), global batch %d = %d ranks x %d samples x %d accumulation",
+        run.root, topology.num_nodes, topology.local_world_size, batches.global_batch, batches.world_size,
+        batches.rank_batch, batches.accumulation,
+    )  # fmt: skip
+    return run
+
+
+def _builders(agent: TrainableAgent) -> Builders:
+    if not isinstance(agent, TrainableAgent):
+        lacking = [name for name in dir(TrainableAgent) if not name.startswith("_") and not hasattr(agent, name)]
+        raise ConvoyError(f"{type(agent).__name__} cannot be trained: it has no {', '.join(lacking)}.")
+    try:
+        return Builders(
+            tuple(builder.get_unique_name() for builder in agent.get_feature_builders()),
+            tuple(builder.get_unique_name() for builder in agent.get_target_builders()),
+        )
+    except NotImplementedError as error:
+        raise ConvoyError(f"{type(agent).__name__} cannot be trained: {error}") from error
+
+
+def _find_data(settings: Settings, builders: Builders) -> Data:
+    """Choose the logs and scan the cache, on rank 0 for all ranks."""
+    config = settings.config
+    cache, chosen = Path(config.cache_path).absolute(), choose_logs(config)
+    splits = []
+    for name, wanted in (("train", chosen.train), ("validation", chosen.val)):
+        found = scan(cache, wanted, builders)
+        require_complete(found, cache, name, config.data.skip_bad)
+        if found.total > len(found.samples):
+            logger.info("%s: %d of %d tokens left out, they lack a file", name, found.total - len(found.samples), found.total)
+        splits.append(Split(cache, found.samples))
+    data = Data(*splits)
+    logger.info(
+        "%d training samples of %d logs, %d validation samples of %d logs (%s)",
+        len(data.train.samples), len(data.train.logs), len(data.val.samples), len(data.val.logs), chosen.reason,
+    )  # fmt: skip
+    return data
+
+
+def _metrics(trainer: pl.Trainer, suffix: str) -> dict[str, float | None]:
+    """Validation metrics as `ade<suffix>` and so on; the constant-velocity figures need no suffix."""
+    return {
+        name.removeprefix("val/") + ("" if "constant_velocity" in name else suffix): _number(float(value))
+        for name, value in trainer.callback_metrics.items()
+        if name.startswith("val/")
+    }
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
+
+
+def _finish(run: RunDirectory, results: dict[str, Any], skip_bad: bool) -> None:
+    if skip_bad:
+        skipped = skipped_samples(run.skipped_samples)
+        results["skipped_samples"] = len(skipped)
+        logger.info("%d unreadable samples were replaced%s", len(skipped), f", listed in {run.skipped_samples}" if skipped else "")
+    run.results.write_text(json.dumps(results, indent=1) + "\n")
+    rate = results["samples_per_s"]
+    logger.info("finished: %s samples/s, results in %s", f"{rate:.1f}" if rate else "too short a run to tell", run.results)
