@@ -1,0 +1,211 @@
+"""Camera panorama of a synthetic scene, as NAVSIM's TransFuser builder stitches it.
+
+NAVSIM crops 1920x1080 images of the left, front and right camera to 1088, 1920 and 1088 columns by 1024
+rows, joins them and scales by 1/4: panels of 272, 480 and 272 columns by 256 rows. Each panel here is a
+pinhole camera with nuPlan's focal length; the ground is looked up in a raster seen from above.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from convoy.data.synthetic.scene import (
+    LANE_WIDTH,
+    ROAD_HALF_WIDTH,
+    WALKWAY_WIDTH,
+    Array,
+    Box,
+    Lane,
+    Scene,
+    Vehicle,
+)
+
+HEIGHT = 256
+_FOCAL = 1545 / 4  # pixels
+_MOUNT = np.array([1.6, 0.0, 1.6])  # metres in the ego frame
+_PANELS = ((np.radians(55), 272), (0.0, 480), (np.radians(-55), 272))  # yaw to the left, columns
+_NEAR = 0.3  # metres; what is nearer to an image plane is cut off
+_HAZE = 90.0  # metres at which 63 % of a colour is haze
+
+_RASTER_PIXEL = 0.1  # metres
+_RASTER_X, _RASTER_Y = 80.0, 60.0  # covers x in [0, 80), y in [-60, 60)
+_GRASS, _WALKWAY, _ROAD, _KERB, _MARK, _BEYOND = range(6)
+
+
+@dataclass(frozen=True)
+class Look:
+    """Colours that the samples of one log share: the light and the surfaces."""
+
+    ground: Array  # (6, 3) RGB per surface
+    haze: Array  # (3,)
+    sky: Array  # (3,) at the image's upper edge
+
+    @classmethod
+    def sample(cls, rng: np.random.Generator) -> "Look":
+        light = rng.uniform(0.7, 1.05)
+        surfaces = np.array(
+            [[92, 118, 70], [150, 146, 140], [82, 84, 88], [175, 172, 165], [225, 225, 215], [110, 122, 105]],
+            dtype=np.float64,
+        )
+        surfaces += rng.normal(0, 6, (6, 1)) + rng.normal(0, 3, (6, 3))
+        haze = np.array([205, 212, 220]) + rng.normal(0, 6, 3)
+        sky = np.array([120, 160, 210]) + rng.normal(0, 15, 3)
+        return cls(surfaces * light, haze * light, sky * light)
+
+
+def render_camera(scene: Scene, look: Look) -> NDArray[np.uint8]:
+    """RGB panorama, (256, 1024, 3) uint8."""
+    raster = _ground_raster(scene)
+    return np.concatenate([_render_panel(scene, look, raster, *panel) for panel in _PANELS], axis=1)
+
+
+def _ground_raster(scene: Scene) -> NDArray[np.uint8]:
+    """Surface class per 0.1 m cell, indexed by y then x; the last cell means "beyond the raster"."""
+    columns, rows = int(_RASTER_X / _RASTER_PIXEL), int(2 * _RASTER_Y / _RASTER_PIXEL)
+    image = Image.new("L", (columns, rows), _GRASS)
+    draw = ImageDraw.Draw(image)
+
+    def fill(polygon: Array, surface: int) -> None:
+        draw.polygon(((polygon + (0.0, _RASTER_Y)) / _RASTER_PIXEL).ravel().tolist(), fill=surface)
+
+    # Each surface over all roads before the next, so that the roads open the kerbs where they cross.
+    outer = ROAD_HALF_WIDTH + WALKWAY_WIDTH
+    for half_width, surface in ((outer, _WALKWAY), (ROAD_HALF_WIDTH + 0.25, _KERB), (ROAD_HALF_WIDTH, _ROAD)):
+        for road in scene.roads:
+            fill(road.strip(-half_width, half_width), surface)
+    for road in scene.roads:
+        for offset in (-LANE_WIDTH - 0.1, LANE_WIDTH + 0.1):
+            for piece in _outside_junction(road, scene.junction):
+                fill(piece.strip(offset - 0.09, offset + 0.09), _MARK)
+        for dash in _dashes(road, scene.junction):
+            fill(dash.strip(-0.09, 0.09), _MARK)
+    return np.append(np.asarray(image).ravel(), np.uint8(_BEYOND))
+
+
+def _outside_junction(road: Lane, junction: tuple[float, float] | None) -> list[Lane]:
+    """The parts of a road before and after the junction."""
+    if junction is None:
+        return [road]
+    distance = np.hypot(*(road.points - junction).T)
+    inside = np.flatnonzero(distance < ROAD_HALF_WIDTH + 0.5)
+    parts = (slice(0, inside[0]), slice(inside[-1] + 1, None))
+    return [Lane(road.station[part], road.points[part], road.heading[part]) for part in parts]
+
+
+def _dashes(road: Lane, junction: tuple[float, float] | None) -> list[Lane]:
+    """Centre marks, 3 m long with 6 m between them."""
+    dashes = []
+    for part in _outside_junction(road, junction):
+        for start in range(0, len(part.station) - 7, 18):
+            piece = slice(start, start + 7)
+            dashes.append(Lane(part.station[piece], part.points[piece], part.heading[piece]))
+    return dashes
+
+
+@cache
+def _ground_lookup(yaw: float, columns: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Raster cell and haze share of each pixel below the horizon, both (128, columns)."""
+    right, down = np.meshgrid(
+        (np.arange(columns) + 0.5 - columns / 2) / _FOCAL, (np.arange(HEIGHT // 2) + 0.5) / _FOCAL
+    )
+    depth = _MOUNT[2] / down
+    x = _MOUNT[0] + depth * (np.cos(yaw) + right * np.sin(yaw))
+    y = _MOUNT[1] + depth * (np.sin(yaw) - right * np.cos(yaw))
+    columns_total, rows_total = int(_RASTER_X / _RASTER_PIXEL), int(2 * _RASTER_Y / _RASTER_PIXEL)
+    column = np.floor(x / _RASTER_PIXEL).astype(np.intp)
+    row = np.floor((y + _RASTER_Y) / _RASTER_PIXEL).astype(np.intp)
+    inside = (column >= 0) & (column < columns_total) & (row >= 0) & (row < rows_total)
+    cell = np.where(inside, row * columns_total + column, rows_total * columns_total)
+    return cell, (1 - np.exp(-depth / _HAZE)).astype(np.float32)
+
+
+def _render_panel(
+    scene: Scene, look: Look, raster: NDArray[np.uint8], yaw: float, columns: int
+) -> NDArray[np.uint8]:
+    cell, haze = _ground_lookup(yaw, columns)
+    ground = look.ground.astype(np.float32)[raster[cell]]
+    ground += haze[..., None] * (look.haze.astype(np.float32) - ground)
+    share = np.linspace(0, 1, HEIGHT // 2)[:, None, None]
+    sky = np.broadcast_to(look.sky + share * (look.haze - look.sky), (HEIGHT // 2, columns, 3))
+    panel = np.clip(np.concatenate([sky, ground]), 0, 255).astype(np.uint8)
+
+    image = Image.fromarray(panel)
+    draw = ImageDraw.Draw(image)
+    boxes = [*scene.buildings, *scene.vehicles]
+    for box in sorted(boxes, key=lambda box: -np.hypot(box.x - _MOUNT[0], box.y)):  # far ones first
+        _draw_box(draw, box, look, yaw, columns)
+    return np.asarray(image)
+
+
+def _draw_box(draw: ImageDraw.ImageDraw, box: Box, look: Look, yaw: float, columns: int) -> None:
+    ahead = (box.x - _MOUNT[0]) * np.cos(yaw) + (box.y - _MOUNT[1]) * np.sin(yaw)
+    if ahead < -box.length:
+        return
+    haze = 1 - np.exp(-np.hypot(box.x - _MOUNT[0], box.y) / _HAZE)
+
+    def polygon(vertices: Array, colour: Array) -> None:
+        pixels = _project(vertices, yaw, columns)
+        if len(pixels) >= 3:
+            shown = np.clip(colour + haze * (look.haze - colour), 0, 255).astype(int)
+            draw.polygon(pixels.ravel().tolist(), fill=tuple(shown.tolist()))
+
+    def cuboid(part: Box, bottom: float, top: float) -> None:
+        corners = part.corners()
+        for i in range(4):
+            a, b = corners[i], corners[(i + 1) % 4]
+            outward = np.array([b[1] - a[1], a[0] - b[0]])
+            if outward @ (_MOUNT[:2] - a) <= 0:
+                continue
+            # Sides lit from the left of the ego, so that the faces of a box differ.
+            shade = 0.75 + 0.2 * outward[1] / np.hypot(*outward)
+            face = np.array([[*a, bottom], [*b, bottom], [*b, top], [*a, top]])
+            polygon(face, np.array(part.colour) * shade)
+        if top < _MOUNT[2]:
+            polygon(np.column_stack([corners, np.full(4, top)]), np.array(part.colour, dtype=np.float64))
+
+    if not isinstance(box, Vehicle):
+        cuboid(box, 0.0, box.height)
+        return
+    shadow = Box(box.x, box.y, box.heading, box.length + 0.4, box.width + 0.4, 0.0, (30, 30, 32))
+    polygon(np.column_stack([shadow.corners(), np.zeros(4)]), np.array(shadow.colour, dtype=np.float64))
+    waist = 0.58 * box.height
+    cuboid(box, 0.25, waist)
+    cabin = Box(box.x, box.y, box.heading, 0.6 * box.length, 0.88 * box.width, box.height, (38, 44, 52))
+    cuboid(cabin, waist, box.height)
+    _draw_lights(polygon, box, waist)
+
+
+def _draw_lights(polygon: Callable[[Array, Array], None], box: Vehicle, waist: float) -> None:
+    """Tail lights, bright when braking, and headlights: each where its face looks to the camera."""
+    front_left, rear_left, rear_right, front_right = box.corners()
+    tail = (255, 40, 25) if box.braking else (95, 22, 22)
+    for a, b, colour in ((rear_left, rear_right, tail), (front_right, front_left, (225, 225, 205))):
+        outward = np.array([b[1] - a[1], a[0] - b[0]])
+        if outward @ (_MOUNT[:2] - a) <= 0:
+            continue
+        for start, end in ((0.0, 0.3), (0.7, 1.0)):
+            p, q = a + start * (b - a), a + end * (b - a)
+            bottom = waist - 0.35
+            light = np.array([[*p, bottom], [*q, bottom], [*q, waist], [*p, waist]])
+            polygon(light, np.array(colour, dtype=np.float64))
+
+
+def _project(vertices: Array, yaw: float, columns: int) -> Array:
+    """Pixels (M, 2) of a polygon (N, 3) in the ego frame, cut at the near plane; M is 0 behind it."""
+    c, s = np.cos(yaw), np.sin(yaw)
+    to_camera = np.array([[c, s, 0], [s, -c, 0], [0, 0, -1]])  # rows: depth, right, down
+    points = (vertices - _MOUNT) @ to_camera.T
+    kept = []
+    for a, b in zip(points, np.roll(points, -1, axis=0), strict=True):
+        if a[0] >= _NEAR:
+            kept.append(a)
+        if (a[0] >= _NEAR) != (b[0] >= _NEAR):
+            kept.append(a + (b - a) * (_NEAR - a[0]) / (b[0] - a[0]))
+    if not kept:
+        return np.empty((0, 2))
+    depth, right, down = np.array(kept).T
+    return np.stack([right / depth * _FOCAL + columns / 2, down / depth * _FOCAL + HEIGHT / 2], axis=1)
