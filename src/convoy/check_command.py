@@ -9,8 +9,6 @@ from convoy import config
 from convoy.errors import ExitCode
 from convoy.topology import Topology
 
-HELP = "check a training configuration against a launch, without starting it"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=int, default=1, help="nodes of the launch (default: %(default)s)")

@@ -27,7 +27,9 @@ def _parser() -> argparse.ArgumentParser:
     from convoy import check_command
     from convoy.data import synth_command
 
-    parser = argparse.ArgumentParser(prog="convoy", description="Train NAVSIM agents on many SLURM nodes from one image.")
+    parser = argparse.ArgumentParser(
+        prog="convoy", description="Train NAVSIM agents on many SLURM nodes from one image."
+    )
     parser.add_argument("--version", action="version", version=f"convoy {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train = commands.add_parser(
@@ -37,8 +39,11 @@ def _parser() -> argparse.ArgumentParser:
         "agent=transfuser_agent cache_path=/data/cache global_batch=64",
     )
     train.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    for name, command in (("synth", synth_command), ("check", check_command)):
-        sub = commands.add_parser(name, help=command.HELP, description=command.HELP)
+    for name, command, summary in (
+        ("synth", synth_command, "write a synthetic data set in NAVSIM's cache format"),
+        ("check", check_command, "check a training's configuration against a launch, without starting it"),
+    ):
+        sub = commands.add_parser(name, help=summary)
         command.add_arguments(sub)
         sub.set_defaults(run=command.run)
     return parser

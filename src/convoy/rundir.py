@@ -94,16 +94,16 @@ def open_run(root: Path, config: DictConfig) -> RunDirectory:
         OmegaConf.save(config, temporary)
         temporary.replace(run.config)
     except OSError as error:
-        raise ConvoyError(f"The run directory {root} cannot be written: {error.strerror}. Give another: run_dir=/path.") from error
+        raise ConvoyError(
+            f"The run directory {root} cannot be written: {error.strerror}. Give another: run_dir=/path."
+        ) from error
     return run
 
 
 def _refuse_other_configuration(run: RunDirectory, config: DictConfig) -> None:
     old = OmegaConf.load(run.config)
     assert isinstance(old, DictConfig)
-    changed = {
-        key: values for key, values in differences(old, config).items() if not key.startswith(MAY_CHANGE)
-    }
+    changed = {key: values for key, values in differences(old, config).items() if not key.startswith(MAY_CHANGE)}
     if changed:
         lines = [f"  {key}: {before} -> {after}" for key, (before, after) in list(changed.items())[:8]]
         if len(changed) > 8:

@@ -81,6 +81,22 @@ def build_agent(agent_config: Any) -> Any:
         ) from error
 
 
+def write_random_backbone(architecture: str, folder: Path) -> Path:
+    """Write randomly initialised weights of a timm model to `folder`, as `image_architecture=local-dir:<folder>` reads
+    them: for trying TransFuser where no model hub can be reached. Returns `folder`."""
+    _declare_torchvision_operators()
+    try:
+        import timm
+        from timm.models import save_for_hf
+    except ImportError as error:
+        raise ConvoyError(
+            f"timm cannot be imported ({error}): make navsim installs what NAVSIM's agents need."
+        ) from error
+
+    save_for_hf(timm.create_model(architecture, pretrained=False), str(folder), safe_serialization=False)
+    return folder
+
+
 def _make_importable() -> None:
     root = find_tree()
     if root is not None and str(root) not in sys.path:

@@ -23,8 +23,19 @@ from convoy.errors import ConvoyError
 Sample = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 SCAN_THREADS = 16  # a parallel file system answers many small requests at once, each of them slowly
-UNREADABLE = (OSError, EOFError, zlib.error, pickle.UnpicklingError, AttributeError, ImportError, IndexError,
-              KeyError, RuntimeError, TypeError, ValueError)  # what a damaged or foreign pickle is known to raise
+UNREADABLE = (
+    OSError,
+    EOFError,
+    zlib.error,
+    pickle.UnpicklingError,
+    AttributeError,
+    ImportError,
+    IndexError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)  # what a damaged or foreign pickle is known to raise
 
 
 @dataclass(frozen=True)
@@ -87,8 +98,10 @@ def scan(cache: Path, logs: Sequence[str], builders: Builders) -> Scan:
 
 def require_complete(scan: Scan, cache: Path, split: str, skip_bad: bool) -> None:
     """Refuse a scan without usable samples, or (unless `skip_bad`) with samples that lack a builder's file."""
-    lacks = "; ".join(f"builder {name!r}: {count} of {scan.total} tokens lack {name}.gz"
-                      for name, count in sorted(scan.lacking.items()))
+    lacks = "; ".join(
+        f"builder {name!r}: {count} of {scan.total} tokens lack {name}.gz"
+        for name, count in sorted(scan.lacking.items())
+    )
     if not scan.samples:
         what = lacks or f"none of the {split} logs is in it"
         raise ConvoyError(

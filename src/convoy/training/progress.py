@@ -58,7 +58,9 @@ class ProgressReport(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and not trainer.sanity_checking:
-            metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+            metrics = {
+                name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
+            }
             self._view.say(_validation_line(trainer, metrics))
         self._restart_clock(trainer)
 
@@ -99,7 +101,13 @@ class _Lines:
     def advance(self, step: int, epoch: int, loss: float, rate: float, global_batch: int) -> None:
         left = (self._steps - step) * global_batch / rate
         logger.info(
-            "epoch %d  step %d/%d  loss %.4f  %.1f samples/s  ETA %s", epoch, step, self._steps, loss, rate, _clock(left)
+            "epoch %d  step %d/%d  loss %.4f  %.1f samples/s  ETA %s",
+            epoch,
+            step,
+            self._steps,
+            loss,
+            rate,
+            _clock(left),
         )
 
     def say(self, line: str) -> None:

@@ -116,7 +116,9 @@ def _find_data(settings: Settings, builders: Builders) -> Data:
         found = scan(cache, wanted, builders)
         require_complete(found, cache, name, config.data.skip_bad)
         if found.total > len(found.samples):
-            logger.info("%s: %d of %d tokens left out, they lack a file", name, found.total - len(found.samples), found.total)
+            logger.info(
+                "%s: %d of %d tokens left out, they lack a file", name, found.total - len(found.samples), found.total
+            )
         splits.append(Split(cache, found.samples))
     data = Data(*splits)
     logger.info(
@@ -144,7 +146,13 @@ def _finish(run: RunDirectory, results: dict[str, Any], skip_bad: bool) -> None:
     if skip_bad:
         skipped = skipped_samples(run.skipped_samples)
         results["skipped_samples"] = len(skipped)
-        logger.info("%d unreadable samples were replaced%s", len(skipped), f", listed in {run.skipped_samples}" if skipped else "")
+        logger.info(
+            "%d unreadable samples were replaced%s",
+            len(skipped),
+            f", listed in {run.skipped_samples}" if skipped else "",
+        )
     run.results.write_text(json.dumps(results, indent=1) + "\n")
     rate = results["samples_per_s"]
-    logger.info("finished: %s samples/s, results in %s", f"{rate:.1f}" if rate else "too short a run to tell", run.results)
+    logger.info(
+        "finished: %s samples/s, results in %s", f"{rate:.1f}" if rate else "too short a run to tell", run.results
+    )

@@ -19,14 +19,18 @@ from convoy.topology import Topology
 from convoy.training.checkpoint import AtomicCheckpointIO
 
 
-def build_trainer(settings: Settings, topology: Topology, run: RunDirectory, callbacks: list[pl.Callback]) -> pl.Trainer:
+def build_trainer(
+    settings: Settings, topology: Topology, run: RunDirectory, callbacks: list[pl.Callback]
+) -> pl.Trainer:
     """The Trainer for `trainer.params`. Raises ConvoyError for a parameter that Lightning does not have."""
     params: dict[str, Any] = OmegaConf.to_container(settings.config.trainer.params)  # type: ignore[assignment]
     known = inspect.signature(pl.Trainer.__init__).parameters
     for name in params:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3)
-            raise ConvoyError(f"Lightning's Trainer has no parameter {name!r} (trainer.params). Nearest: {', '.join(near)}.")
+            raise ConvoyError(
+                f"Lightning's Trainer has no parameter {name!r} (trainer.params). Nearest: {', '.join(near)}."
+            )
     params["strategy"] = _strategy(params["strategy"], settings, topology)
     # TensorBoard comes first: NAVSIM's callbacks draw their pictures into `trainer.logger`.
     loggers = [TensorBoardLogger(run.root, name="tensorboard", version=""), CSVLogger(run.root, name="metrics")]

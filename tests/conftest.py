@@ -1,0 +1,161 @@
+"""What several test files share: requirements of the machine, caches made on the spot, runs of the real entrypoint."""
+
+import gzip
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def require(name: str, present: bool, reason: str) -> None:
+    """Skip with `reason`, or fail where `CONVOY_REQUIRE` (comma-separated names, or `all`) says that it must be there."""
+    if present:
+        return
+    required = os.environ.get("CONVOY_REQUIRE", "").split(",")
+    if name in required or "all" in required:
+        pytest.fail(f"CONVOY_REQUIRE asks for {name}: {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def navsim_tree() -> Path:
+    """Root of a NAVSIM checkout."""
+    from convoy.agents.navsim import find_tree
+
+    tree = find_tree()
+    require("navsim", tree is not None, "no NAVSIM tree here; `make navsim` checks one out")
+    assert tree is not None
+    return tree
+
+
+def write_sample(folder: Path, **files: dict[str, Any]) -> None:
+    """Write one token's folder in NAVSIM's cache format."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, tensors in files.items():
+        with gzip.open(folder / f"{name}.gz", "wb", compresslevel=1) as file:
+            pickle.dump(tensors, file)
+
+
+@pytest.fixture
+def ego_cache(tmp_path: Path) -> Path:
+    """Four logs of eight tokens with EgoStatusMLP's two files each: small and quick to read."""
+    return write_ego_cache(tmp_path / "cache", logs=4, tokens=8)
+
+
+def write_ego_cache(root: Path, logs: int, tokens: int) -> Path:
+    """Trajectories at the ego's speed plus a constant turn, so that there is something to learn."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    times = torch.arange(1, 9, dtype=torch.float64) * 0.5
+    for log in range(logs):
+        for token in range(tokens):
+            speed, turn = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+            trajectory = torch.stack([(5 + 5 * speed) * times, 0.2 * turn * times**2, 0.1 * turn * times], dim=-1)
+            command = torch.tensor([0.0, 1.0, 0.0, 0.0])
+            ego = torch.cat([torch.tensor([5 + 5 * speed, 0.0, turn, 0.0]), command])
+            write_sample(
+                root / f"log-{log}" / f"{log:04x}{token:012x}",
+                ego_status_feature={"ego_status": ego},
+                trajectory_target={"trajectory": trajectory},
+            )
+    return root
+
+
+# A NAVSIM tree of its own: an agent that Convoy has never seen, and the YAML that names it.
+FOREIGN_AGENT = '''
+import torch
+
+
+class Builder:
+    def __init__(self, name):
+        self.name = name
+
+    def get_unique_name(self):
+        return self.name
+
+
+class ForeignAgent(torch.nn.Module):
+    def __init__(self, lr, poison=None):
+        super().__init__()
+        self.lr, self.poison, self.steps = lr, poison, 0
+        self.mlp = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 24))
+
+    def get_feature_builders(self):
+        return [Builder("ego_status_feature")]
+
+    def get_target_builders(self):
+        return [Builder("trajectory_target")]
+
+    def forward(self, features):
+        return {"trajectory": self.mlp(features["ego_status"].float()).reshape(-1, 8, 3)}
+
+    def compute_loss(self, features, targets, predictions):
+        loss = torch.nn.functional.l1_loss(predictions["trajectory"], targets["trajectory"].float())
+        self.steps += self.training
+        return loss * float("nan") if self.steps == self.poison else loss
+
+    def get_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=self.lr)
+
+    def get_training_callbacks(self):
+        return []
+'''
+
+FOREIGN_YAML = """
+_target_: navsim.agents.foreign_agent.ForeignAgent
+_convert_: all
+lr: 0.01
+"""
+
+
+@pytest.fixture
+def foreign_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's own fork, written on the spot and named by NAVSIM_DEVKIT_ROOT."""
+    root = tmp_path / "fork"
+    agents = root / "navsim" / "agents"
+    agents.mkdir(parents=True)
+    for package in (agents.parent, agents):
+        (package / "__init__.py").touch()
+    (agents / "foreign_agent.py").write_text(FOREIGN_AGENT)
+    group = root / "navsim/planning/script/config/common/agent"
+    group.mkdir(parents=True)
+    (group / "foreign_agent.yaml").write_text(FOREIGN_YAML)
+    monkeypatch.setenv("NAVSIM_DEVKIT_ROOT", str(root))
+    return root
+
+
+CPU = ("trainer.params.accelerator=cpu", "trainer.params.precision=32-true", "dataloader.params.num_workers=0")
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `entrypoint/train.sh` on the CPU with this Python; output and errors in one string."""
+
+    def run(*overrides: str, processes: int = 1, timeout: int = 300) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {
+            "CONVOY_PROCESSES_PER_NODE": str(processes),
+            "CONVOY_LOCAL_ADDR": "127.0.0.1",
+            "NAVSIM_EXP_ROOT": str(tmp_path / "exp"),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT / "src"),
+        }
+        return subprocess.run(
+            [ROOT / "entrypoint/train.sh", *CPU, *overrides],
+            env=environment,
+            cwd=tmp_path,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
