@@ -1,0 +1,46 @@
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# The interpreter that makes the environment. A pyenv shim may exist and fail, so each one is tried.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
+	if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; \
+	then echo $$python; exit; fi; done; echo python3)
+AGENT ?= bev_fusion_agent
+VARIANT ?= auto
+PYTEST_ARGS ?=
+
+.PHONY: help
+help:  ## list the targets
+	@echo "Convoy: make TARGET [PYTHON=python3.12] [VARIANT=cpu|cuda] [AGENT=$(AGENT)] [PYTEST_ARGS=...]"
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: venv
+venv:  ## make .venv with the hash-locked requirements and Convoy
+	@$(PYTHON) image/environment.py .venv --variant $(VARIANT)
+
+.PHONY: demo
+demo: venv  ## train AGENT on synthetic data as two nodes on this machine: build/demo
+	@.venv/bin/python -m convoy.demo --agent $(AGENT) --out build/demo
+
+.PHONY: test
+test: venv  ## run the test suite
+	@.venv/bin/pytest $(PYTEST_ARGS)
+
+.PHONY: navsim
+navsim: venv  ## check out NAVSIM and nuplan-devkit at their pinned commits: build/
+	@.venv/bin/python image/checkout.py build
+
+.PHONY: lint
+lint: venv  ## check Python with ruff, and bash with shellcheck where it is installed
+	@.venv/bin/ruff check .
+	@git ls-files -z '*.sh' '*.slurm' .ci/run | xargs -0 $$(command -v shellcheck || echo echo shellcheck not found:)
+
+.PHONY: lock
+lock:  ## resolve pyproject.toml into image/requirements/{cpu,cuda}.txt
+	@$(PYTHON) image/lock.py
+
+.PHONY: clean
+clean:  ## remove .venv and build
+	rm -rf .venv build

@@ -1,0 +1,121 @@
+"""Makes a virtual environment with the hash-locked requirements and Convoy itself: `make venv`.
+
+Standard library only, so that a Python, make and a package index are all it takes. The stamp that it leaves
+makes the next call return at once, until the lock, pyproject.toml or the interpreter change.
+"""
+
+from __future__ import annotations  # a Python that is too old must get as far as being told so
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from lock import REQUIREMENTS, ROOT, blocks
+
+PYTHONS = ((3, 11), (3, 12))
+
+
+def check_python(version: tuple[int, int]) -> None:
+    if version not in PYTHONS:
+        found = ".".join(map(str, version))
+        sys.exit(f"Convoy needs Python 3.11 or 3.12, but {sys.executable} is {found}: make PYTHON=/path/to/python3.11")
+
+
+def has_nvidia_driver() -> bool:
+    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+
+
+def index_has(python: Path, name: str, version: str) -> bool:
+    """Whether pip's sources have that version for this interpreter and platform."""
+    listing = subprocess.run(
+        [python, "-I", "-m", "pip", "index", "versions", "--pre", name], capture_output=True, text=True
+    )
+    return version in listing.stdout.replace(",", " ").split()
+
+
+def choose_variant(asked: str, installed: str | None, driver: bool, cpu_build: str, has_cpu_build) -> tuple[str, str]:
+    """The set to install, and why. `has_cpu_build` is called only where the answer depends on it."""
+    if asked != "auto":
+        return asked, "as asked"
+    if driver:
+        return "cuda", "an NVIDIA driver is present"
+    if installed:
+        return installed, "as installed before"
+    if has_cpu_build():
+        return "cpu", "no NVIDIA driver here"
+    return "cuda", (
+        f"the package index has no {cpu_build} for this Python, so this downloads about 2.7 GB; "
+        "with PyTorch's CPU index in PIP_EXTRA_INDEX_URL it would not"
+    )
+
+
+def pip(python: Path, *arguments: str | Path) -> None:
+    quiet = [] if sys.stdout.isatty() else ["--quiet"]
+    # A pip configuration for --user installs cannot work in a virtual environment.
+    environment = os.environ | {"PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    command = [python, "-I", "-m", "pip", "install", *quiet, *arguments]
+    if subprocess.run(command, env=environment).returncode:
+        sys.exit("pip could not install what is locked (its message is above); then run the same command again")
+
+
+def install(python: Path, lock_file: Path) -> None:
+    """Installs the lock, then the project on top, all with the locked build backend."""
+    with tempfile.TemporaryDirectory() as scratch:
+        backend = Path(scratch, "backend.txt")
+        backend.write_text(blocks(lock_file.read_text())["setuptools"])
+        pip(python, "--require-hashes", "--no-deps", "--requirement", backend)
+    pip(python, "--require-hashes", "--no-build-isolation", "--use-pep517", "--requirement", lock_file)
+    pip(python, "--no-deps", "--no-build-isolation", "--editable", ROOT)
+
+
+def digest(variant: str) -> str:
+    """Changes whenever an installed environment of this variant must be brought up to date."""
+    parts = [
+        (REQUIREMENTS / f"{variant}.txt").read_bytes(),
+        (ROOT / "pyproject.toml").read_bytes(),
+        os.fsencode(ROOT),
+    ]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("path", nargs="?", type=Path, default=Path(".venv"))
+    parser.add_argument("--variant", choices=("auto", "cpu", "cuda"), default="auto")
+    options = parser.parse_args()
+    check_python(sys.version_info[:2])
+
+    python, stamp = options.path / "bin" / "python", options.path / "convoy.stamp"
+    interpreter = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stamped = stamp.read_text().split() if stamp.exists() else []
+    reusable = stamped[:1] == [interpreter] and python.exists()
+    installed = stamped[1] if reusable else None
+    if not reusable:
+        print(f"Making {options.path} with Python {interpreter}", flush=True)
+        if subprocess.run([sys.executable, "-m", "venv", "--clear", options.path]).returncode:
+            sys.exit("Python could not make a virtual environment (on Debian and Ubuntu: apt install python3-venv)")
+
+    cpu_torch = blocks((REQUIREMENTS / "cpu.txt").read_text())["torch"].split()[0]
+    variant, reason = choose_variant(
+        options.variant,
+        installed,
+        has_nvidia_driver(),
+        cpu_torch,
+        lambda: index_has(python, *cpu_torch.split("==")),
+    )
+    done = [interpreter, variant, digest(variant)]
+    if stamped == done:
+        return
+    print(f"Installing the {variant.upper()} set: {reason}", flush=True)
+    stamp.unlink(missing_ok=True)
+    install(python, REQUIREMENTS / f"{variant}.txt")
+    stamp.write_text(" ".join(done) + "\n")
+
+
+if __name__ == "__main__":
+    main()
