@@ -61,7 +61,7 @@ def build_agent(agent_config: Any) -> Any:
     from hydra.utils import instantiate
 
     if is_needed_by(agent_config._target_):
-        _make_importable()
+        make_importable()
     try:
         return instantiate(agent_config)
     except InstantiationException as error:
@@ -97,7 +97,8 @@ def write_random_backbone(architecture: str, folder: Path) -> Path:
     return folder
 
 
-def _make_importable() -> None:
+def make_importable() -> None:
+    """Put NAVSIM's tree on the import path, and make torchvision importable beside a CPU build of torch."""
     root = find_tree()
     if root is not None and str(root) not in sys.path:
         sys.path.insert(0, str(root))

@@ -44,5 +44,5 @@ def choose_logs(config: DictConfig) -> LogSplit:
     return LogSplit(
         tuple(sorted(by_hash[held_out:])),
         tuple(sorted(by_hash[:held_out])),
-        f"data.val_fraction={config.data.val_fraction} of the cache's logs held out; NAVSIM's split names none of them",
+        f"data.val_fraction={config.data.val_fraction} of the cache's logs are held out",
     )
