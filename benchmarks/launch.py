@@ -1,0 +1,101 @@
+"""Starts both sides of a comparison under the same torchrun and reads what they measured."""
+
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Size:
+    """What both sides train on; `steps` optimiser steps, the rate taken over windows of `window` steps."""
+
+    cache: Path
+    global_batch: int
+    steps: int
+    processes: int
+    workers: int
+    accelerator: str
+    window: int = 10
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds from starting torchrun to the end of the first optimiser step; median samples/s of the windows."""
+
+    first_step: float
+    samples_per_s: float
+
+
+def write_cache(folder: Path, samples: int, logs: int) -> Path:
+    """Synthetic data, made by Convoy's own command."""
+    arguments = ["synth", str(folder), "--samples", str(samples), "--logs", str(logs)]
+    subprocess.run([sys.executable, "-m", "convoy.cli", *arguments], check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+def bare(size: Size) -> Timing:
+    """Plain PyTorch."""
+    arguments = [
+        str(BENCHMARKS / "bare_ddp.py"), str(size.cache), f"--global-batch={size.global_batch}",
+        f"--steps={size.steps}", f"--window={size.window}", f"--workers={size.workers}",
+        f"--accelerator={size.accelerator}", "--val-logs", *_held_out(size.cache),
+    ]  # fmt: skip
+    started = time.time()
+    record = json.loads(_torchrun(size.processes, arguments).splitlines()[-1])
+    return Timing(record["first_step"] - started, _median(record["samples_per_s"]))
+
+
+def convoy(size: Size) -> Timing:
+    """`convoy.train`, as the entrypoint starts it."""
+    with tempfile.TemporaryDirectory() as folder:
+        held_out = _held_out(size.cache)
+        train = sorted(path.name for path in size.cache.iterdir() if path.name not in held_out)
+        arguments = [
+            "-m", "convoy.train", f"cache_path={size.cache}", f"run_dir={folder}/run", f"global_batch={size.global_batch}",
+            f"train_logs=[{','.join(train)}]", f"val_logs=[{','.join(held_out)}]",
+            f"dataloader.params.num_workers={size.workers}", "dataloader.params.batch_size=4096",
+            f"trainer.params.accelerator={size.accelerator}", "trainer.params.precision=32-true",
+            f"trainer.params.log_every_n_steps={size.window}", "trainer.params.check_val_every_n_epoch=1000000",
+            f"+trainer.params.max_steps={size.steps}", "trainer.params.max_epochs=1000000",
+        ]  # fmt: skip
+        started = time.time()
+        _torchrun(size.processes, arguments)
+        with next(Path(folder).glob("run/metrics/*/metrics.csv")).open() as file:
+            rates = [float(row["train/samples_per_s"]) for row in csv.DictReader(file) if row["train/samples_per_s"]]
+        first = _first_report(Path(folder) / "run/logs/rank-000.log")
+    return Timing(first - started, _median(rates[1:]))
+
+
+def _first_report(log: Path) -> float:
+    """Time of the first reported step (with `window` 1, of the first optimiser step)."""
+    line = next(line for line in log.read_text().splitlines() if "samples/s" in line)
+    return datetime.strptime(" ".join(line.split()[:2]), "%Y-%m-%d %H:%M:%S,%f").timestamp()
+
+
+def _held_out(cache: Path) -> list[str]:
+    return sorted(path.name for path in cache.iterdir())[:1]
+
+
+def _median(rates: list[float]) -> float:
+    return statistics.median(rates) if rates else float("nan")
+
+
+def _torchrun(processes: int, arguments: list[str]) -> str:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    environment = {"OMP_NUM_THREADS": "1"} | dict(os.environ)
+    done = subprocess.run(
+        [*torchrun, f"--nproc-per-node={processes}", *arguments], env=environment, text=True, capture_output=True
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
+    return done.stdout
