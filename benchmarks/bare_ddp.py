@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+import convoy.torchvision_cpu  # noqa: F401, I001
 from convoy.agents.bev_fusion import BevFusionAgent
 from convoy.data.cache import Builders, CacheDataset, Split, collate, logs_in, scan
 from convoy.data.order import TrainingOrder

@@ -1,7 +1,7 @@
 """Samples/s of `convoy.train` against a bare PyTorch DDP loop with the same agent, data and loader, in turn.
 
-    python benchmarks/framework_overhead.py --processes 2            # CPU
-    python benchmarks/framework_overhead.py --processes 1 --accelerator gpu --workers 14 --global-batch 64 --steps 200
+python benchmarks/framework_overhead.py --processes 2            # CPU
+python benchmarks/framework_overhead.py --processes 1 --accelerator gpu --workers 14 --global-batch 64 --steps 200
 """
 
 import argparse
@@ -30,7 +30,9 @@ def main() -> None:
         size = Size(cache, args.global_batch, args.steps, args.processes, args.workers, args.accelerator)
         pairs = [(bare(size).samples_per_s, convoy(size).samples_per_s) for _ in range(args.rounds)]
     ratios = [ours / theirs for theirs, ours in pairs]
-    rows = [(f"round {number}", *pair, ratio) for number, (pair, ratio) in enumerate(zip(pairs, ratios, strict=True), 1)]
+    rows = [
+        (f"round {number}", *pair, ratio) for number, (pair, ratio) in enumerate(zip(pairs, ratios, strict=True), 1)
+    ]
     rows.append(("median", *(statistics.median(side) for side in zip(*pairs, strict=True)), statistics.median(ratios)))
     record = {
         "benchmark": "framework_overhead",

@@ -25,7 +25,9 @@ def machine() -> dict[str, Any]:
     }
 
 
-def print_report(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], record: dict[str, Any], as_json: bool):
+def print_report(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], record: dict[str, Any], as_json: bool
+):
     """Print `rows` under `columns`, or `record` with the machine's description as JSON."""
     described = record | {"machine": machine()}
     if as_json:

@@ -70,7 +70,7 @@ def write_ego_cache(root: Path, logs: int, tokens: int) -> Path:
 
 
 # A NAVSIM tree of its own: an agent that Convoy has never seen, and the YAML that names it.
-FOREIGN_AGENT = '''
+FOREIGN_AGENT = """
 import torch
 
 
@@ -107,7 +107,7 @@ class ForeignAgent(torch.nn.Module):
 
     def get_training_callbacks(self):
         return []
-'''
+"""
 
 FOREIGN_YAML = """
 _target_: navsim.agents.foreign_agent.ForeignAgent

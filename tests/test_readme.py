@@ -5,9 +5,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from omegaconf import OmegaConf
 
+ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text()
 
@@ -47,7 +47,9 @@ def test_every_make_target_in_the_docs_exists():
 def test_every_documented_setting_exists():
     config = OmegaConf.load(ROOT / "src/convoy/conf/train.yaml")
     table = (ROOT / "docs/training.md").read_text().split("## Settings of Convoy's own")[1].split("\n## ")[0]
-    names = [name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`([^`]+)`", row)]
+    names = [
+        name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`([^`]+)`", row)
+    ]
     assert len(names) >= 8
     for name in names:
         missing = object()

@@ -138,7 +138,7 @@ def _plot(overrides: list[str], run_dir: Path, path: Path) -> Path:
     import torch
 
     from convoy.agents.navsim import build_agent
-    from convoy.data.cache import Builders, CacheDataset, Split, collate, logs_in, scan
+    from convoy.data.cache import Builders, CacheDataset, Split, collate, scan
     from convoy.data.split import choose_logs
     from convoy.rundir import RunDirectory
     from convoy.training.plot import plot_trajectories

@@ -104,7 +104,9 @@ def unknown_class(path):
 
 
 @pytest.mark.parametrize(
-    "damage", [truncated, not_gzip, foreign_pickle, no_pickle, empty, flipped_byte, unknown_class], ids=lambda f: f.__name__
+    "damage",
+    [truncated, not_gzip, foreign_pickle, no_pickle, empty, flipped_byte, unknown_class],
+    ids=lambda f: f.__name__,
 )
 def test_damage_names_the_file(ego_cache, damage):
     path = ego_cache / samples_of(ego_cache)[5] / "ego_status_feature.gz"
@@ -170,5 +172,3 @@ def test_equals_navsims_own_dataset(ego_cache, navsim_tree):
         for mine, navsims in zip(ours[index], theirs[theirs.tokens.index(sample.split("/")[1])], strict=True):
             assert mine.keys() == navsims.keys()
             assert all(torch.equal(mine[key], navsims[key]) for key in mine)
-
-

@@ -13,8 +13,6 @@ from convoy.errors import ConvoyError
 
 CONFIG = Path("navsim/planning/script/config")
 
-_declared_operators: list[Any] = []  # torch forgets a library's operators when the object goes
-
 
 def find_tree() -> Path | None:
     """Root of the NAVSIM source tree: `NAVSIM_DEVKIT_ROOT` (a user's fork), else the importable `navsim`, else None."""
@@ -84,10 +82,11 @@ def build_agent(agent_config: Any) -> Any:
 def write_random_backbone(architecture: str, folder: Path) -> Path:
     """Write randomly initialised weights of a timm model to `folder`, as `image_architecture=local-dir:<folder>` reads
     them: for trying TransFuser where no model hub can be reached. Returns `folder`."""
-    _declare_torchvision_operators()
     try:
         import timm
         from timm.models import save_for_hf
+
+        import convoy.torchvision_cpu  # noqa: F401
     except ImportError as error:
         raise ConvoyError(
             f"timm cannot be imported ({error}): make navsim installs what NAVSIM's agents need."
@@ -102,24 +101,7 @@ def make_importable() -> None:
     root = find_tree()
     if root is not None and str(root) not in sys.path:
         sys.path.insert(0, str(root))
-    _declare_torchvision_operators()
-
-
-def _declare_torchvision_operators() -> None:
-    """Let the package index's torchvision be imported beside a CPU build of torch.
-
-    Its binary operators need CUDA libraries, so they are not registered there and the import ends in "operator
-    torchvision::nms does not exist". Their schemas are all that the import asks for; no NAVSIM agent calls them.
-    On a CUDA build torchvision registers them itself and a second declaration would abort.
-    """
-    import torch
-
-    if torch.version.cuda is not None or "torchvision" in sys.modules:
-        return
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _declared_operators.append(library)
+    import convoy.torchvision_cpu  # noqa: F401
 
 
 def _is_missing_download(error: BaseException | None) -> bool:

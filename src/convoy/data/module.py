@@ -6,6 +6,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
+import convoy.torchvision_cpu  # noqa: F401, I001  # before Lightning, which imports torchvision
 from convoy.data.cache import Builders, CacheDataset, Sample, Split, collate
 from convoy.data.order import TrainingOrder, ValidationOrder
 from convoy.errors import ConvoyError

@@ -81,3 +81,16 @@ def checkpoint_callbacks(run: RunDirectory, every_minutes: float, control: Contr
         save_on_train_epoch_end=False,
     )
     return [best, LastCheckpoint(run.last_checkpoint, every_minutes, control)]
+
+
+def rescale_progress(progress: dict[str, Any], saved: int, now: int) -> None:
+    """Convert Lightning's batch counters from an accumulation of `saved` batches a step to one of `now`, in place.
+
+    Checkpoints are written between optimiser steps, so the counts are whole. `completed` may be one behind `processed`
+    (Lightning's sign that a checkpoint was written inside a batch's end hook) and stays so.
+    """
+    for counts in (progress["current"], progress["total"]):
+        behind = counts["processed"] - counts["completed"]
+        for name in ("ready", "started", "processed"):
+            counts[name] = counts[name] * now // saved
+        counts["completed"] = counts["processed"] - behind

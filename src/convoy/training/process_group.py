@@ -11,7 +11,6 @@ import torch.distributed as dist
 from convoy.errors import ConvoyError
 from convoy.topology import Topology
 
-
 T = TypeVar("T")
 
 
