@@ -4,26 +4,28 @@ Standard library only, so that a Python, make and a package index are all it tak
 makes the next call return at once, until the lock, pyproject.toml or the interpreter change.
 """
 
-from __future__ import annotations  # a Python that is too old must get as far as being told so
+import sys
+
+
+def check_python(version: tuple) -> None:
+    """First of all, in words that an old Python understands too."""
+    if version not in ((3, 11), (3, 12)):
+        found = ".".join(map(str, version))
+        sys.exit(f"Convoy needs Python 3.11 or 3.12, but {sys.executable} is {found}: make PYTHON=/path/to/python3.11")
+
+
+check_python(sys.version_info[:2])
 
 import argparse
 import hashlib
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from lock import REQUIREMENTS, ROOT, blocks
-
-PYTHONS = ((3, 11), (3, 12))
-
-
-def check_python(version: tuple[int, int]) -> None:
-    if version not in PYTHONS:
-        found = ".".join(map(str, version))
-        sys.exit(f"Convoy needs Python 3.11 or 3.12, but {sys.executable} is {found}: make PYTHON=/path/to/python3.11")
 
 
 def has_nvidia_driver() -> bool:
@@ -32,24 +34,24 @@ def has_nvidia_driver() -> bool:
 
 def index_has(python: Path, name: str, version: str) -> bool:
     """Whether pip's sources have that version for this interpreter and platform."""
-    listing = subprocess.run(
-        [python, "-I", "-m", "pip", "index", "versions", "--pre", name], capture_output=True, text=True
-    )
+    listing = subprocess.run([python, "-I", "-m", "pip", "index", "versions", name], capture_output=True, text=True)
     return version in listing.stdout.replace(",", " ").split()
 
 
-def choose_variant(asked: str, installed: str | None, driver: bool, cpu_build: str, has_cpu_build) -> tuple[str, str]:
-    """The set to install, and why. `has_cpu_build` is called only where the answer depends on it."""
+def choose_variant(
+    asked: str, installed: str | None, driver: bool, cpu_torch: str, has_cpu_torch: Callable[[], bool]
+) -> tuple[str, str]:
+    """The set to install, and why. `has_cpu_torch` (slow: it asks the index) is called only where it decides."""
     if asked != "auto":
         return asked, "as asked"
     if driver:
         return "cuda", "an NVIDIA driver is present"
     if installed:
         return installed, "as installed before"
-    if has_cpu_build():
+    if has_cpu_torch():
         return "cpu", "no NVIDIA driver here"
     return "cuda", (
-        f"the package index has no {cpu_build} for this Python, so this downloads about 2.7 GB; "
+        f"the package index has no {cpu_torch} for this Python, so this downloads about 2.7 GB; "
         "with PyTorch's CPU index in PIP_EXTRA_INDEX_URL it would not"
     )
 
@@ -88,7 +90,6 @@ def main() -> None:
     parser.add_argument("path", nargs="?", type=Path, default=Path(".venv"))
     parser.add_argument("--variant", choices=("auto", "cpu", "cuda"), default="auto")
     options = parser.parse_args()
-    check_python(sys.version_info[:2])
 
     python, stamp = options.path / "bin" / "python", options.path / "convoy.stamp"
     interpreter = f"{sys.version_info.major}.{sys.version_info.minor}"

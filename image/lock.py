@@ -32,8 +32,10 @@ def cpu_set(cuda: dict[str, str], torch_sums: str) -> dict[str, str]:
     versions = {wheel.split("-")[1] for _, wheel in wheels}
     locked = re.match(r"torch==(\S+)", cuda["torch"])[1]
     if versions != {f"{locked}+cpu"}:
-        sys.exit(f"torch-cpu.sha256 holds {', '.join(sorted(versions))}, but pyproject.toml asks for {locked}: "
-                 "put the hashes of that version's CPU wheels there")
+        sys.exit(
+            f"torch-cpu.sha256 holds {', '.join(sorted(versions))}, but pyproject.toml asks for {locked}: "
+            "put the hashes of that version's CPU wheels there"
+        )
     needed_by = cuda["torch"][cuda["torch"].index("    # via") :]
     hashes = " \\\n".join(f"    --hash=sha256:{digest}" for digest in sorted(digest for digest, _ in wheels))
     cpu = {name: block for name, block in cuda.items() if not CUDA_ONLY.match(name)}
