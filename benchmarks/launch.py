@@ -61,7 +61,8 @@ def convoy(size: Size) -> Timing:
         held_out = _held_out(size.cache)
         train = sorted(path.name for path in size.cache.iterdir() if path.name not in held_out)
         arguments = [
-            "-m", "convoy.train", f"cache_path={size.cache}", f"run_dir={folder}/run", f"global_batch={size.global_batch}",
+            "-m", "convoy.train", f"cache_path={size.cache}", f"run_dir={folder}/run",
+            f"global_batch={size.global_batch}",
             f"train_logs=[{','.join(train)}]", f"val_logs=[{','.join(held_out)}]",
             f"dataloader.params.num_workers={size.workers}", "dataloader.params.batch_size=4096",
             f"trainer.params.accelerator={size.accelerator}", "trainer.params.precision=32-true",

@@ -1,5 +1,5 @@
-"""Time to the first optimiser step from starting torchrun, against a bare script that imports torch and Lightning; and the
-time of host commands against the bare interpreter.
+"""Time to the first optimiser step from starting torchrun, against a bare script that imports torch and Lightning;
+and the time of host commands against the bare interpreter.
 
     python benchmarks/startup.py --processes 2
 """

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def require(name: str, present: bool, reason: str) -> None:
-    """Skip with `reason`, or fail where `CONVOY_REQUIRE` (comma-separated names, or `all`) says that it must be there."""
+    """Skip with `reason`, or fail where `CONVOY_REQUIRE` (names, or `all`) says that it must be there."""
     if present:
         return
     required = os.environ.get("CONVOY_REQUIRE", "").split(",")

@@ -47,7 +47,7 @@ def test_navsims_documented_command_line_ports(cache, foreign_tree):
 
 
 def test_every_key_of_navsims_training_is_known(navsim_tree):
-    """Convoy's configuration has each key of NAVSIM's `dataloader` and `trainer` nodes, with its default where not derived."""
+    """Convoy has each key of NAVSIM's `dataloader` and `trainer` nodes, with its default where it is not derived."""
     theirs = OmegaConf.load(navsim_tree / "navsim/planning/script/config/training/default_training.yaml")
     ours = OmegaConf.load(config.CONF / "train.yaml")
     derived = {"num_nodes", "accumulate_grad_batches", "default_root_dir"}

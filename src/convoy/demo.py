@@ -94,7 +94,7 @@ def _demo(agent: str, out: Path) -> None:
 
 
 def _offline_weights(agent: str, out: Path) -> list[str]:
-    """TransFuser downloads its backbone's weights; the demo starts that backbone from random ones instead, and says so."""
+    """TransFuser downloads its backbone's weights; the demo starts it from random ones instead, and says so."""
     if agent != "transfuser_agent":
         return []
     from convoy.agents.navsim import write_random_backbone

@@ -1,9 +1,9 @@
-"""Import this before Lightning or NAVSIM: it lets the package index's torchvision be imported beside a CPU build of torch.
+"""Import this before Lightning or NAVSIM: it makes torchvision importable beside a CPU build of torch.
 
-That torchvision's binary operators need CUDA libraries, so they are not registered there, and importing it (as Lightning's
-metrics do wherever it is installed) ends in "operator torchvision::nms does not exist". Their schemas are all that the
-import asks for; Lightning and NAVSIM's agents never call them. Builds of torchvision that match their torch register them
-themselves, and a second declaration would abort.
+The package index's torchvision has binary operators that need CUDA libraries. Beside a CPU torch they are not
+registered, and importing it (as Lightning's metrics do wherever it is installed) ends in "operator torchvision::nms does
+not exist". Their schemas are all that the import asks for; Lightning and NAVSIM's agents never call them. Builds of
+torchvision that match their torch register them themselves, and a second declaration would abort.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""NAVSIM's agents, unedited: finds the tree, prepares the import, builds the agent. The only module that imports navsim.
+"""NAVSIM's agents, unedited: finds the tree, prepares the import, builds the agent. Only this module imports navsim.
 
 Finding the tree and listing its agents needs neither navsim nor torch, so host tools use it too.
 """

@@ -18,8 +18,11 @@ from convoy.training.process_group import Control
 
 
 class AgentModule(pl.LightningModule):
-    """Trains any `TrainableAgent`. The attribute is called `agent`, and so begin the checkpoint's keys, because NAVSIM's
-    callbacks and its agents' `initialize` expect just that."""
+    """Trains any `TrainableAgent`.
+
+    The attribute is called `agent`, and so begin the checkpoint's keys: NAVSIM's callbacks and its agents' `initialize`
+    expect just that.
+    """
 
     def __init__(self, agent: TrainableAgent, run: RunDirectory, control: Control) -> None:
         super().__init__()
@@ -83,7 +86,7 @@ class AgentModule(pl.LightningModule):
             self._add_displacements("_constant_velocity", guess, targets["trajectory"])
 
     def on_validation_epoch_end(self) -> None:
-        """Log means over all ranks' samples: val/loss, and val/ade, val/fde in metres with the constant-velocity guess's."""
+        """Log means over all ranks' samples: val/loss; in metres val/ade, val/fde and the constant-velocity guess's."""
         for name in ("loss", "ade", "fde", "ade_constant_velocity", "fde_constant_velocity"):
             sums = self._sums.get(name, torch.zeros(2, dtype=torch.float64)).cpu()
             total, count = self._control.sum(sums).tolist()
@@ -114,14 +117,16 @@ class AgentModule(pl.LightningModule):
         )
         raise ConvoyError(
             f"The loss became {loss} on rank {self.global_rank} (epoch {epoch}, batch {batch_index}); the batch's "
-            f"{len(tokens)} tokens are in {record}. The last checkpoint is from before: look at those samples, or lower "
-            "the learning rate."
+            f"{len(tokens)} tokens are in {record}. The last checkpoint is from before: look at those samples, "
+            "or lower the learning rate."
         )
 
 
 class FiniteCheck:
-    """Tells of a non-finite loss without making the host wait for the GPU: the copy to the host runs beside the backward
-    pass and is read a step later."""
+    """Tells of a non-finite loss without making the host wait for the GPU.
+
+    The copy to the host runs beside the backward pass and is read a step later.
+    """
 
     def __init__(self) -> None:
         self._pending: tuple[Tensor, torch.cuda.Event | None, int, int] | None = None

@@ -12,8 +12,10 @@ METRES = 32  # NAVSIM's LiDAR histogram reaches 32 m to each side
 def plot_trajectories(
     path: Path, features: dict[str, Tensor], targets: dict[str, Tensor], predictions: dict[str, Tensor]
 ) -> None:
-    """Write a PNG with one bird's-eye panel per sample: true, predicted and constant-velocity trajectory, over the LiDAR
-    histogram (`lidar_feature`: batch x 1 x 256 x 256, x ahead in rows, y left in columns) where there is one.
+    """Write a PNG with one bird's-eye panel per sample: true, predicted and constant-velocity trajectory.
+
+    They lie over the LiDAR histogram (`lidar_feature`: batch x 1 x 256 x 256, x ahead in rows, y left in columns) where
+    there is one.
 
     `trajectory` of `targets` and `predictions` is (batch, poses, 3) in metres.
     """

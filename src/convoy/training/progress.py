@@ -17,8 +17,10 @@ logger = logging.getLogger("convoy")
 
 
 class ProgressReport(pl.Callback):
-    """Every `trainer.log_every_n_steps` optimiser steps: loss (mean over the ranks and the steps since) and samples/s, to the
-    loggers and to rank 0's terminal (a bar) or log (a line)."""
+    """Reports loss (mean over ranks and steps) and samples/s, every `trainer.log_every_n_steps` optimiser steps.
+
+    They go to the loggers and to rank 0's terminal (a bar) or log (a line).
+    """
 
     def __init__(self, batches: BatchPlan, control: Control) -> None:
         self._batches = batches

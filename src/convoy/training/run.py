@@ -68,7 +68,7 @@ def train(settings: Settings, topology: Topology) -> None:
             results |= _metrics(trainer, "_before")
         if resume is not None:
             logger.info("going on from %s", resume)
-        # Convoy's own checkpoint holds Python objects (loop progress, the agent's callbacks): trusted, not weights only.
+        # A checkpoint of this run holds Python objects (loop progress, callbacks): it is trusted, not weights only.
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=False)
         results |= _metrics(trainer, "") | {"samples_per_s": _number(progress.samples_per_second)}
         if topology.is_rank_zero:

@@ -50,7 +50,7 @@ def build_trainer(
 
 
 def require_accelerator(accelerator: str, topology: Topology) -> None:
-    """Raise ConvoyError where torch does not see the GPUs that `accelerator` asks for; nothing falls back to the CPU."""
+    """Raise ConvoyError where torch does not see the GPUs that `accelerator` asks for: no fall-back to the CPU."""
     if accelerator not in {"gpu", "cuda"}:
         return
     seen = torch.cuda.device_count()
