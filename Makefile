@@ -33,9 +33,9 @@ navsim: venv  ## check out NAVSIM and nuplan-devkit at their pinned commits: bui
 	@.venv/bin/python image/checkout.py build
 
 .PHONY: lint
-lint: venv  ## check Python with ruff, and bash with shellcheck where it is installed
+lint: venv  ## check Python with ruff and bash with shellcheck
 	@.venv/bin/ruff check .
-	@git ls-files -z '*.sh' '*.slurm' .ci/run | xargs -0 $$(command -v shellcheck || echo echo shellcheck not found:)
+	@git ls-files -z '*.sh' '*.slurm' .ci/run | xargs -0 "$$(PATH="$$PWD/.venv/bin:$$PATH" command -v shellcheck)"
 
 .PHONY: lock
 lock:  ## resolve pyproject.toml into image/requirements/{cpu,cuda}.txt

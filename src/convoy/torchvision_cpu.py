@@ -1,8 +1,8 @@
 """Import this before Lightning or NAVSIM: it makes torchvision importable beside a CPU build of torch.
 
 The package index's torchvision has binary operators that need CUDA libraries. Beside a CPU torch they are not
-registered, and importing it (as Lightning's metrics do wherever it is installed) ends in "operator torchvision::nms does
-not exist". Their schemas are all that the import asks for; Lightning and NAVSIM's agents never call them. Builds of
+registered, and importing it (as Lightning's metrics do wherever it is installed) ends in "operator torchvision::nms
+does not exist". Their schemas are all that the import asks for; Lightning and NAVSIM's agents never call them. Builds of
 torchvision that match their torch register them themselves, and a second declaration would abort.
 """
 

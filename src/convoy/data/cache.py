@@ -1,7 +1,7 @@
 """NAVSIM's feature cache: `<cache>/<log>/<token>/<builder>.gz`, each file a gzipped pickle of a dict of tensors.
 
-The format is that of `dump_feature_target_to_pickle` in navsim/planning/training/dataset.py. A cache is unpickled, so it
-is trusted like a program: train only from caches that you or your group made.
+The format is that of `dump_feature_target_to_pickle` in navsim/planning/training/dataset.py. A cache is unpickled,
+so it is trusted like a program: train only from caches that you or your group made.
 """
 
 import gzip
@@ -138,8 +138,8 @@ class CacheDataset(Dataset[Sample | ConvoyError]):
     """Samples of a split by index, each a pair of dicts (features, targets) as NAVSIM's own datasets give.
 
     An unreadable sample is returned as the ConvoyError that names its file (an exception raised in a worker process
-    would reach the user as a traceback). With `skipped_log` set it is noted in that file and replaced by the next readable
-    sample of the split, so that the batches keep their size and order.
+    would reach the user as a traceback). With `skipped_log` set it is noted in that file and replaced by the next
+    readable sample of the split, so that the batches keep their size and order.
     """
 
     def __init__(self, split: Split, builders: Builders, skipped_log: Path | None = None) -> None:

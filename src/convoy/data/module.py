@@ -71,13 +71,13 @@ class CacheDataModule(pl.LightningDataModule):
         if state_dict["samples"] != len(self.train_data):
             raise ConvoyError(
                 f"The checkpoint was trained on {state_dict['samples']} samples; the training split now has "
-                f"{len(self.train_data)}. Go on with the cache and logs that it was started with, or give a new run_dir."
+                f"{len(self.train_data)}. Go on with the cache and logs of its start, or give a new run_dir."
             )
         self.train_order.resume(state_dict["epoch"], state_dict["consumed"])
 
 
 def _loader_options(config: DictConfig) -> dict[str, Any]:
-    """DataLoader arguments from NAVSIM's `dataloader.params`, less those that need worker processes when there are none."""
+    """DataLoader arguments from NAVSIM's `dataloader.params`, less what needs worker processes when there are none."""
     params = config.dataloader.params
     options: dict[str, Any] = {
         "num_workers": params.num_workers,

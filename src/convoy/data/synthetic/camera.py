@@ -123,9 +123,7 @@ def _ground_lookup(yaw: float, columns: int) -> tuple[NDArray[np.intp], NDArray[
     return cell, (1 - np.exp(-depth / _HAZE)).astype(np.float32)
 
 
-def _render_panel(
-    scene: Scene, look: Look, raster: NDArray[np.uint8], yaw: float, columns: int
-) -> NDArray[np.uint8]:
+def _render_panel(scene: Scene, look: Look, raster: NDArray[np.uint8], yaw: float, columns: int) -> NDArray[np.uint8]:
     cell, haze = _ground_lookup(yaw, columns)
     ground = look.ground.astype(np.float32)[raster[cell]]
     ground += haze[..., None] * (look.haze.astype(np.float32) - ground)

@@ -236,9 +236,7 @@ def _lead(rng: np.random.Generator, route: Lane) -> tuple[Vehicle, float, float]
     return vehicle, gap, speed
 
 
-def _follow(
-    route: Lane, speed: float, speed_limit: Array, gap: float, lead_speed: float, lead_brakes: bool
-) -> Array:
+def _follow(route: Lane, speed: float, speed_limit: Array, gap: float, lead_speed: float, lead_brakes: bool) -> Array:
     """Distance driven at each of the 8 poses, (8,).
 
     Treiber, Hennecke, Helbing: Congested traffic states in empirical observations and microscopic
