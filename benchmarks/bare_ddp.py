@@ -9,13 +9,15 @@ import json
 import time
 from pathlib import Path
 
+import convoy.torchvision_cpu  # noqa: F401  # before Lightning, which imports torchvision
+
+# isort: split
 import pytorch_lightning  # noqa: F401  # both sides pay for importing it
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-import convoy.torchvision_cpu  # noqa: F401, I001
 from convoy.agents.bev_fusion import BevFusionAgent
 from convoy.data.cache import Builders, CacheDataset, Split, collate, logs_in, scan
 from convoy.data.order import TrainingOrder

@@ -2,8 +2,8 @@
 
 The package index's torchvision has binary operators that need CUDA libraries. Beside a CPU torch they are not
 registered, and importing it (as Lightning's metrics do wherever it is installed) ends in "operator torchvision::nms
-does not exist". Their schemas are all that the import asks for; Lightning and NAVSIM's agents never call them. Builds of
-torchvision that match their torch register them themselves, and a second declaration would abort.
+does not exist". Their schemas are all that the import asks for; Lightning and NAVSIM's agents never call them. Builds
+of torchvision that match their torch register them themselves, and a second declaration would abort.
 """
 
 import sys

@@ -82,11 +82,12 @@ def build_agent(agent_config: Any) -> Any:
 def write_random_backbone(architecture: str, folder: Path) -> Path:
     """Write randomly initialised weights of a timm model to `folder`, as `image_architecture=local-dir:<folder>` reads
     them: for trying TransFuser where no model hub can be reached. Returns `folder`."""
+    import convoy.torchvision_cpu  # noqa: F401
+
+    # isort: split
     try:
         import timm
         from timm.models import save_for_hf
-
-        import convoy.torchvision_cpu  # noqa: F401
     except ImportError as error:
         raise ConvoyError(
             f"timm cannot be imported ({error}): make navsim installs what NAVSIM's agents need."

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import convoy.torchvision_cpu  # noqa: F401  # before Lightning, which imports torchvision
+
+# isort: split
 import pytorch_lightning as pl
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
-import convoy.torchvision_cpu  # noqa: F401, I001  # before Lightning, which imports torchvision
 from convoy.data.cache import Builders, CacheDataset, Sample, Split, collate
 from convoy.data.order import TrainingOrder, ValidationOrder
 from convoy.errors import ConvoyError
