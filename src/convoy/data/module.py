@@ -52,6 +52,12 @@ class CacheDataModule(pl.LightningDataModule):
             data, batch_size=self.batches.rank_batch, sampler=order, collate_fn=collate, **self._loader_options
         )
 
+    def on_before_batch_transfer(self, batch: Sample | ConvoyError, dataloader_idx: int) -> Sample:
+        """Raise here, in the main process, what a loader could not read."""
+        if isinstance(batch, ConvoyError):
+            raise batch
+        return batch
+
     def own_validation_samples(self, batch_index: int) -> int:
         """How many samples at the head of this rank's validation batch are not repeats of other ranks' samples."""
         left = self.val_order.own_samples - batch_index * self.batches.rank_batch

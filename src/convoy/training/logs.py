@@ -9,11 +9,21 @@ from convoy.topology import Topology
 
 logger = logging.getLogger("convoy")
 
+# Lightning's advice on choices that Convoy makes on purpose.
+EXPECTED_WARNINGS = (
+    ".*does not have many workers.*",
+    ".*It is recommended to use `self.log.*sync_dist=True.*",  # the values are already means over the ranks
+    ".*your dataloader is not resumable.*",  # the data module keeps the order's position
+    ".*is smaller than the logging interval.*",  # a report is made at the end of each epoch too
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+)
+
 
 def speak_on_rank_zero(topology: Topology) -> None:
     """Convoy's own messages reach rank 0's console; Lightning's go to the log files only."""
     logging.captureWarnings(True)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    for expected in EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message=expected)
     logging.getLogger("py.warnings").propagate = True
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         library = logging.getLogger(name)

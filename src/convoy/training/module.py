@@ -32,12 +32,6 @@ class AgentModule(pl.LightningModule):
         self._finite_check = FiniteCheck()
         self._sums: dict[str, Tensor] = {}
 
-    def on_before_batch_transfer(self, batch: Sample | ConvoyError, dataloader_idx: int) -> Sample:
-        """Raise here, in the main process, what a loader could not read."""
-        if isinstance(batch, ConvoyError):
-            raise batch
-        return batch
-
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
         features, targets = batch
         self._stop_if_not_finite(self._finite_check.previous())

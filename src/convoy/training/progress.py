@@ -27,14 +27,18 @@ class ProgressReport(pl.Callback):
         self._control = control
         self._losses: list[torch.Tensor] = []
         self._view: _Bar | _Lines = _Lines()
-        self._training_seconds = 0.0
-        self._samples = 0
+        self._windows: list[tuple[float, int]] = []  # seconds and samples of each report
         self._since: tuple[float, int] = (0.0, 0)
 
     @property
     def samples_per_second(self) -> float:
-        """Over all ranks and all training so far, validation and checkpoints left out; NaN before the second report."""
-        return self._samples / self._training_seconds if self._training_seconds else float("nan")
+        """Over all ranks and all training so far, validation and checkpoints left out; NaN before the first report.
+
+        The first report pays for loading code and filling queues, so it counts only where there is no other.
+        """
+        windows = self._windows[1:] or self._windows
+        seconds = sum(window[0] for window in windows)
+        return sum(window[1] for window in windows) / seconds if seconds else float("nan")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and sys.stdout.isatty():
@@ -81,10 +85,7 @@ class ProgressReport(pl.Callback):
         mean = torch.stack(self._losses).double().mean().cpu()
         loss = float(self._control.sum(mean)) / trainer.world_size
         seconds, samples = now - self._since[0], (step - self._since[1]) * self._batches.global_batch
-        # The first steps of a start pay for loading code and filling queues: they say nothing of the speed to come.
-        if self._samples or self._training_seconds or step > trainer.log_every_n_steps:
-            self._training_seconds += seconds
-            self._samples += samples
+        self._windows.append((seconds, samples))
         rate = samples / seconds
         for sink in trainer.loggers:
             sink.log_metrics({"train/loss": loss, "train/samples_per_s": rate, "epoch": trainer.current_epoch}, step)

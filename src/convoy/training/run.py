@@ -152,7 +152,4 @@ def _finish(run: RunDirectory, results: dict[str, Any], skip_bad: bool) -> None:
             f", listed in {run.skipped_samples}" if skipped else "",
         )
     run.results.write_text(json.dumps(results, indent=1) + "\n")
-    rate = results["samples_per_s"]
-    logger.info(
-        "finished: %s samples/s, results in %s", f"{rate:.1f}" if rate else "too short a run to tell", run.results
-    )
+    logger.info("finished: results in %s", run.results)
