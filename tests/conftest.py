@@ -5,8 +5,9 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -139,14 +140,20 @@ CPU = ("trainer.params.accelerator=cpu", "trainer.params.precision=32-true", "da
 def train(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `entrypoint/train.sh` on the CPU with this Python; output and errors in one string."""
 
-    def run(*overrides: str, processes: int = 1, timeout: int = 300) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {
-            "CONVOY_PROCESSES_PER_NODE": str(processes),
-            "CONVOY_LOCAL_ADDR": "127.0.0.1",
-            "NAVSIM_EXP_ROOT": str(tmp_path / "exp"),
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT / "src"),
-        }
+    def run(
+        *overrides: str, processes: int = 1, launch: Mapping[str, str] = MappingProxyType({}), timeout: int = 300
+    ) -> subprocess.CompletedProcess[str]:
+        environment = (
+            os.environ
+            | launch
+            | {
+                "CONVOY_PROCESSES_PER_NODE": str(processes),
+                "CONVOY_LOCAL_ADDR": "127.0.0.1",
+                "NAVSIM_EXP_ROOT": str(tmp_path / "exp"),
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                "PYTHONPATH": str(ROOT / "src"),
+            }
+        )
         return subprocess.run(
             [ROOT / "entrypoint/train.sh", *CPU, *overrides],
             env=environment,

@@ -1,8 +1,14 @@
 """Whole training runs through the entrypoint: real torchrun, real processes, real files."""
 
 import json
+import os
 import re
 import shutil
+import signal
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,6 +66,26 @@ def test_world_size_does_not_change_what_is_learned(settings, train, tmp_path):
     for name in ("two", "accumulated"):
         for key, value in weights(tmp_path / name).items():
             torch.testing.assert_close(value, reference[key], rtol=1e-4, atol=1e-6, msg=f"{name}: {key}")
+
+
+def test_nodes_with_different_arguments_are_refused(settings, train, tmp_path):
+    """Two agents of one rendezvous, one with another seed: told on both, before anything is trained."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        rendezvous = {"CONVOY_NODES": "2", "CONVOY_RDZV_ENDPOINT": f"127.0.0.1:{probe.getsockname()[1]}"}
+    with ThreadPoolExecutor(2) as background:
+        nodes = [
+            background.submit(
+                train, *settings, f"seed={node}",
+                launch=rendezvous | {"CONVOY_RDZV_IS_HOST": str(int(node == 0))},
+            )
+            for node in range(2)
+        ]  # fmt: skip
+    for node in nodes:
+        assert node.result().returncode == 1
+        assert "The configuration differs" in one_line(node.result().stdout)
+        assert "seed" in one_line(node.result().stdout)
+    assert not (tmp_path / "run").exists()
 
 
 def test_going_on_equals_not_having_stopped(settings, train, tmp_path):
@@ -156,24 +182,48 @@ def test_a_gpu_that_is_not_there_is_no_silent_cpu_run(settings, train):
     assert "need a GPU each, and torch sees 0" in one_line(done.stdout)
 
 
-def test_ranks_with_different_arguments_are_refused():
-    from convoy.errors import ConvoyError
-    from convoy.topology import Topology
-    from convoy.training.process_group import Control
+def test_a_killed_rank_ends_the_run_and_the_same_command_finishes_it(settings, train, tmp_path):
+    """SIGKILL one of two ranks in mid-training, as an out-of-memory killer does; then start the same command again."""
+    endless = ["trainer.params.max_epochs=100000", "checkpoint.every_minutes=0"]
+    last, pid = tmp_path / "run/checkpoints/last.ckpt", None
+    with ThreadPoolExecutor(1) as background:
+        running = background.submit(train, *settings, *endless, processes=2)
+        deadline = time.monotonic() + 120
+        while not last.is_file():
+            assert time.monotonic() < deadline and not running.done(), running.result().stdout
+            time.sleep(0.2)
+        pid = next(
+            process for process in Path("/proc").glob("[0-9]*")
+            if f"run_dir={tmp_path / 'run'}" in _command_line(process) and _environment(process).get("RANK") == "1"
+        )  # fmt: skip
+        os.kill(int(pid.name), signal.SIGKILL)
+        done = running.result()
+    assert done.returncode == 1
+    assert not any(f"run_dir={tmp_path / 'run'}" in _command_line(process) for process in Path("/proc").glob("[0-9]*"))
+    reached = torch.load(last, weights_only=False)["epoch"]
+    done = train(*settings, f"trainer.params.max_epochs={reached + 2}", "checkpoint.every_minutes=0", processes=2)
+    assert done.returncode == 0, done.stdout
+    assert "going on from" in done.stdout
 
-    assert Control(Topology(), None).on_rank_zero(lambda: 5) == 5
 
-    def fail():
-        raise ConvoyError("said by rank 0")
+def _command_line(process):
+    try:
+        return (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
 
-    with pytest.raises(ConvoyError, match="said by rank 0"):
-        Control(Topology(), None).on_rank_zero(fail)
+
+def _environment(process):
+    try:
+        return dict(entry.split("=", 1) for entry in (process / "environ").read_text().split("\0") if "=" in entry)
+    except OSError:
+        return {}
 
 
-@pytest.mark.parametrize("agent", ["ego_status_mlp_agent"])
-def test_navsims_ego_status_mlp_trains_unedited(agent, navsim_tree, ego_cache, train, tmp_path):
+def test_navsims_ego_status_mlp_trains_unedited(navsim_tree, ego_cache, train, tmp_path):
     done = train(
-        f"agent={agent}", f"cache_path={ego_cache}", f"run_dir={tmp_path / 'run'}", "data.val_fraction=0.25",
+        "agent=ego_status_mlp_agent", f"cache_path={ego_cache}", f"run_dir={tmp_path / 'run'}",
+        "data.val_fraction=0.25",
         "global_batch=8", "trainer.params.max_epochs=2", processes=2,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout

@@ -35,18 +35,12 @@ class Control:
             raise outcome[0]
         return outcome[0]
 
-    def require_equal(self, what: str, value: str) -> None:
-        """Raise ConvoyError on every rank unless all of them hold the same `value`, naming the host that differs."""
-        if self._group is None:
-            return
-        gathered: list[Any] = [None] * self.topology.world_size
-        dist.all_gather_object(gathered, (self.topology.rank, self.topology.host, value), group=self._group)
-        odd = next((entry for entry in gathered if entry[2] != gathered[0][2]), None)
-        if odd is not None:
-            raise ConvoyError(
-                f"{what} differs: rank {odd[0]} on {odd[1]} has {odd[2]!r}, rank 0 on {gathered[0][1]} has "
-                f"{gathered[0][2]!r}. Start every node with the same arguments."
-            )
+    def gather(self, value: T) -> list[T]:
+        """Every rank's `value` (it is pickled), in order of rank, on every rank."""
+        gathered: list[Any] = [value] * self.topology.world_size
+        if self._group is not None:
+            dist.all_gather_object(gathered, value, group=self._group)
+        return gathered
 
     def rank_zero_says(self, flag: bool) -> bool:
         """Rank 0's `flag`, on every rank."""

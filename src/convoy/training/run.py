@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from convoy.agents import navsim
 from convoy.agents.contract import TrainableAgent
-from convoy.config import Settings
+from convoy.config import Settings, differences
 from convoy.data.cache import Builders, Split, require_complete, scan, skipped_samples
 from convoy.data.module import CacheDataModule
 from convoy.data.split import choose_logs
@@ -45,7 +45,7 @@ def train(settings: Settings, topology: Topology) -> None:
     require_accelerator(config.trainer.params.accelerator, topology)
     timeout = timedelta(minutes=config.distributed_timeout_minutes)
     with process_group(topology, config.trainer.params.accelerator, timeout) as control:
-        control.require_equal("The configuration", OmegaConf.to_yaml(config))
+        _require_one_configuration(config, topology, control)
         run = _open_run(settings, topology, control)
         logs.write_to(run, topology)
         pl.seed_everything(config.seed, workers=True, verbose=False)
@@ -73,6 +73,18 @@ def train(settings: Settings, topology: Topology) -> None:
         results |= _metrics(trainer, "") | {"samples_per_s": _number(progress.samples_per_second)}
         if topology.is_rank_zero:
             _finish(run, results, config.data.skip_bad)
+
+
+def _require_one_configuration(config: DictConfig, topology: Topology, control: Control) -> None:
+    entries = control.gather((topology.host, OmegaConf.to_container(config)))
+    for rank, (host, other) in enumerate(entries):
+        changed = differences(OmegaConf.create(entries[0][1]), OmegaConf.create(other))
+        if changed:
+            shown = "; ".join(f"{key}: {first!r} and {own!r}" for key, (first, own) in list(changed.items())[:4])
+            raise ConvoyError(
+                f"The configuration differs between rank 0 on {entries[0][0]} and rank {rank} on {host}: {shown}. "
+                "Start every node with the same arguments."
+            )
 
 
 def _open_run(settings: Settings, topology: Topology, control: Control) -> RunDirectory:
