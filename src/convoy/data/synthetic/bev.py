@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from convoy.data.synthetic.scene import ROAD_HALF_WIDTH, WALKWAY_WIDTH, Array, Scene
+from convoy.data.synthetic.scene import ROAD_HALF_WIDTH, WALKWAY_WIDTH, Scene
+from convoy.data.synthetic.shapes import Array
 
 RANGE = 32.0  # metres
 CELL = 0.25  # metres

@@ -13,16 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from convoy.data.synthetic.scene import (
-    LANE_WIDTH,
-    ROAD_HALF_WIDTH,
-    WALKWAY_WIDTH,
-    Array,
-    Box,
-    Lane,
-    Scene,
-    Vehicle,
-)
+from convoy.data.synthetic.scene import LANE_WIDTH, ROAD_HALF_WIDTH, WALKWAY_WIDTH, Scene
+from convoy.data.synthetic.shapes import Array, Box, Lane, Vehicle
 
 HEIGHT = 256
 _FOCAL = 1545 / 4  # pixels

@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from convoy.data.synthetic.shapes import STEP, Array, Box, Lane, Vehicle
 
 NUM_POSES = 8
 POSE_INTERVAL = 0.5  # seconds
@@ -28,7 +27,6 @@ EGO_FRONT = 4.0  # front bumper ahead of the rear axle
 RIGHT_TURN_RADIUS = 6.0
 LEFT_TURN_RADIUS = 10.0
 
-_STEP = 0.5  # metres between the points of a polyline
 _BEHIND, _AHEAD = 36.0, 100.0
 _TURN_DECELERATION = 2.5  # m/s^2
 _TURN_LATERAL_ACCELERATION = 2.2  # m/s^2
@@ -42,68 +40,6 @@ class Command(IntEnum):
     STRAIGHT = 1
     RIGHT = 2
     UNKNOWN = 3
-
-
-@dataclass(frozen=True)
-class Lane:
-    """A polyline with points every half metre; `station` is the arc length, 0 where the ego is."""
-
-    station: Array  # (N,)
-    points: Array  # (N, 2)
-    heading: Array  # (N,)
-
-    @classmethod
-    def from_curvature(cls, curvature: Array, station: Array) -> "Lane":
-        """Integrate a curvature (1/m) given at each station; the lane passes the origin along x."""
-        heading = np.concatenate([[0.0], np.cumsum((curvature[1:] + curvature[:-1]) / 2 * _STEP)])
-        origin = int(np.argmin(np.abs(station)))
-        heading -= heading[origin]
-        middle = (heading[1:] + heading[:-1]) / 2
-        steps = np.stack([np.cos(middle), np.sin(middle)], axis=1) * _STEP
-        points = np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
-        return cls(station, points - points[origin], heading)
-
-    def offset(self, distance: float | Array) -> Array:
-        """Points at `distance` to the left of the lane, (N, 2)."""
-        normal = np.stack([-np.sin(self.heading), np.cos(self.heading)], axis=1)
-        return self.points + normal * np.reshape(distance, (-1, 1))
-
-    def pose(self, station: float, left: float = 0.0) -> tuple[float, float, float]:
-        """x, y and heading at a station, `left` metres to the side."""
-        x = np.interp(station, self.station, self.points[:, 0])
-        y = np.interp(station, self.station, self.points[:, 1])
-        heading = float(np.interp(station, self.station, self.heading))
-        return float(x - left * np.sin(heading)), float(y + left * np.cos(heading)), heading
-
-    def strip(self, right: float, left: float) -> Array:
-        """Polygon between two offsets, (2N, 2)."""
-        return np.concatenate([self.offset(left), self.offset(right)[::-1]])
-
-
-@dataclass(frozen=True)
-class Box:
-    """An upright cuboid on the ground, its centre at (x, y)."""
-
-    x: float
-    y: float
-    heading: float
-    length: float
-    width: float
-    height: float
-    colour: tuple[int, int, int]
-
-    def corners(self) -> Array:
-        """Footprint counter-clockwise from front left, (4, 2)."""
-        c, s = np.cos(self.heading), np.sin(self.heading)
-        half = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) / 2 * (self.length, self.width)
-        return half @ np.array([[c, s], [-s, c]]) + (self.x, self.y)
-
-
-@dataclass(frozen=True)
-class Vehicle(Box):
-    """A car; `braking` shows in its tail lights."""
-
-    braking: bool = False
 
 
 @dataclass(frozen=True)
@@ -170,7 +106,7 @@ def sample_scene(rng: np.random.Generator) -> Scene:
 
 
 def _stations() -> Array:
-    return np.arange(-_BEHIND, _AHEAD + _STEP / 2, _STEP)
+    return np.arange(-_BEHIND, _AHEAD + STEP / 2, STEP)
 
 
 def _shifted(lane: Lane, left: float) -> Lane:
@@ -199,12 +135,12 @@ def _turn(command: Command, to_junction: float) -> Array:
     start = to_junction + (LANE_WIDTH / 2 if left else -LANE_WIDTH / 2) - radius
     end = start + radius * np.pi / 2
     # The share of each half-metre cell that lies in the arc, so that the turn is 90 degrees at any phase.
-    inside = np.clip(np.minimum(station + _STEP / 2, end) - np.maximum(station - _STEP / 2, start), 0, _STEP)
-    return (1 if left else -1) / radius * inside / _STEP
+    inside = np.clip(np.minimum(station + STEP / 2, end) - np.maximum(station - STEP / 2, start), 0, STEP)
+    return (1 if left else -1) / radius * inside / STEP
 
 
 def _cross_road(x: float, y: float) -> Lane:
-    station = np.arange(-80.0, 80.0 + _STEP / 2, _STEP)
+    station = np.arange(-80.0, 80.0 + STEP / 2, STEP)
     points = np.stack([np.full_like(station, x), y + station], axis=1)
     return Lane(station, points, np.full_like(station, np.pi / 2))
 
@@ -213,7 +149,7 @@ def _speed_limit(curvature: Array) -> Array:
     """Highest speed per station from which each curve ahead is reached at its own speed by mild braking."""
     squared = _TURN_LATERAL_ACCELERATION / np.maximum(np.abs(curvature), 1e-4)
     for i in range(len(squared) - 2, -1, -1):
-        squared[i] = min(squared[i], squared[i + 1] + 2 * _TURN_DECELERATION * _STEP)
+        squared[i] = min(squared[i], squared[i + 1] + 2 * _TURN_DECELERATION * STEP)
     return np.sqrt(squared)
 
 
@@ -267,7 +203,7 @@ def _trajectory(rng: np.random.Generator, route: Lane, driven: Array, lateral: f
     offset = lateral * np.exp(-((np.maximum(route.station, 0) / 15) ** 2))
     path = route.offset(offset)
     x, y = (np.interp(driven, route.station, path[:, axis]) for axis in (0, 1))
-    slope = np.gradient(offset, _STEP)
+    slope = np.gradient(offset, STEP)
     heading = np.interp(driven, route.station, route.heading + slope)
     poses = np.stack([x, y, heading], axis=1)
     poses[:, :2] += rng.normal(0, 0.02, (len(driven), 2))
