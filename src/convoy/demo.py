@@ -35,7 +35,7 @@ class Size:
     global_batch: int
 
 
-SIZES = {BUILT_IN: Size(640, 32, 8, 32)}
+SIZES = {BUILT_IN: Size(800, 32, 8, 16)}
 SIZE_OF_NAVSIM_AGENTS = Size(64, 4, 1, 16)  # 4 validation samples a rank: TransfuserCallback draws as many
 
 
