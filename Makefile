@@ -3,8 +3,9 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-# The interpreter that makes the environment. A pyenv shim may exist and fail, so each one is tried.
-PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
+# The interpreter: that of the environment, if there is one. A pyenv shim may exist and fail, so each one is tried.
+PYTHONS := $(if $(wildcard .venv/convoy.stamp),.venv/bin/python) python3.11 python3.12 python3
+PYTHON ?= $(shell for python in $(PYTHONS); do \
 	if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; \
 	then echo $$python; exit; fi; done; echo python3)
 AGENT ?= bev_fusion_agent
@@ -14,7 +15,7 @@ PYTEST_ARGS ?=
 .PHONY: help
 help:  ## list the targets
 	@echo "Convoy: make TARGET [PYTHON=python3.12] [VARIANT=cpu|cuda] [AGENT=$(AGENT)] [PYTEST_ARGS=...]"
-	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  %-8s %s\n", $$1, $$2}' Makefile
 
 .PHONY: venv
 venv:  ## make .venv with the hash-locked requirements and Convoy

@@ -57,7 +57,7 @@ def choose_variant(
 
 
 def pip(python: Path, *arguments: str | Path) -> None:
-    quiet = [] if sys.stdout.isatty() else ["--quiet"]
+    quiet = [] if sys.stdout.isatty() else ["-qq"]  # only errors in a log
     # A pip configuration for --user installs cannot work in a virtual environment.
     environment = os.environ | {"PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     command = [python, "-I", "-m", "pip", "install", *quiet, *arguments]
@@ -91,31 +91,33 @@ def main() -> None:
     parser.add_argument("--variant", choices=("auto", "cpu", "cuda"), default="auto")
     options = parser.parse_args()
 
+    # The stamp's first line comes with the empty environment, variant and digest follow when all is installed. The path
+    # is in it because scripts in an environment hold theirs: a moved one is made anew.
     python, stamp = options.path / "bin" / "python", options.path / "convoy.stamp"
-    interpreter = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stamped = stamp.read_text().split() if stamp.exists() else []
-    reusable = stamped[:1] == [interpreter] and python.exists()
-    installed = stamped[1] if reusable else None
-    if not reusable:
-        print(f"Making {options.path} with Python {interpreter}", flush=True)
+    made = f"Python {sys.version_info.major}.{sys.version_info.minor} in {options.path.resolve()}"
+    stamped = stamp.read_text().splitlines() if stamp.exists() and python.exists() else []
+    if stamped[:1] != [made]:
+        print(f"Making an environment: {made}", flush=True)
         if subprocess.run([sys.executable, "-m", "venv", "--clear", options.path]).returncode:
             sys.exit("Python could not make a virtual environment (on Debian and Ubuntu: apt install python3-venv)")
+        stamped = [made]
+        stamp.write_text(made)
 
     cpu_torch = blocks((REQUIREMENTS / "cpu.txt").read_text())["torch"].split()[0]
     variant, reason = choose_variant(
         options.variant,
-        installed,
+        stamped[1] if stamped[1:] else None,
         has_nvidia_driver(),
         cpu_torch,
         lambda: index_has(python, *cpu_torch.split("==")),
     )
-    done = [interpreter, variant, digest(variant)]
+    done = [made, variant, digest(variant)]
     if stamped == done:
         return
     print(f"Installing the {variant.upper()} set: {reason}", flush=True)
-    stamp.unlink(missing_ok=True)
+    stamp.write_text(made)
     install(python, REQUIREMENTS / f"{variant}.txt")
-    stamp.write_text(" ".join(done) + "\n")
+    stamp.write_text("\n".join(done))
 
 
 if __name__ == "__main__":

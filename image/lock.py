@@ -47,7 +47,7 @@ def compile_lock(target: Path) -> str:
     tools = ROOT / "build" / "lock-venv"
     if not (tools / "bin" / "pip-compile").exists():
         venv.create(tools, with_pip=True)
-        subprocess.run([tools / "bin" / "pip", "install", "--quiet", PIP_TOOLS], check=True)
+        subprocess.run([tools / "bin" / "pip", "install", "-qq", PIP_TOOLS], check=True)
     # Only the package index counts: hashes and versions of this machine's other sources are nobody else's.
     environment = {name: value for name, value in os.environ.items() if name not in OTHER_SOURCES}
     subprocess.run(

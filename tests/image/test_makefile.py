@@ -6,16 +6,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
-def make(*arguments: str, **environment: str) -> str:
+def make(*arguments: str, folder: Path = ROOT, **environment: str) -> str:
     # Run by `make test`, these would tell the inner make about the outer one.
     outer = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
     return subprocess.run(
-        ["make", "--no-print-directory", *arguments],
-        cwd=ROOT, env=outer | environment, check=True, capture_output=True, text=True,
+        ["make", "--no-print-directory", "--makefile", ROOT / "Makefile", *arguments],
+        cwd=folder, env=outer | environment, check=True, capture_output=True, text=True,
     ).stdout  # fmt: skip
+
+
+def interpreter(path: Path, works: bool) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n' if works else "#!/bin/sh\nexit 127\n")
+    path.chmod(0o755)
 
 
 def test_help_is_the_default_and_lists_every_target():
@@ -26,14 +34,20 @@ def test_help_is_the_default_and_lists_every_target():
 
 
 def test_an_interpreter_that_does_not_run_is_passed_over(tmp_path: Path):
-    broken = tmp_path / "python3.11"
-    broken.write_text("#!/bin/sh\nexit 127\n")
-    (tmp_path / "python3.12").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    for program in tmp_path.iterdir():
-        program.chmod(0o755)
-    output = make("--dry-run", "venv", PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    interpreter(tmp_path / "bin" / "python3.11", works=False)
+    interpreter(tmp_path / "bin" / "python3.12", works=True)
+    output = make("--dry-run", "venv", folder=tmp_path, PATH=f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
     assert output.startswith("python3.12 image/environment.py .venv")
 
 
-def test_the_interpreter_can_be_named():
-    assert make("--dry-run", "venv", "PYTHON=/opt/my/python").startswith("/opt/my/python image/environment.py")
+@pytest.mark.parametrize("works", [True, False])
+def test_an_environment_keeps_its_interpreter_while_that_works(tmp_path: Path, works: bool):
+    interpreter(tmp_path / ".venv" / "bin" / "python", works)
+    (tmp_path / ".venv" / "convoy.stamp").touch()
+    output = make("--dry-run", "venv", folder=tmp_path)
+    assert output.startswith(".venv/bin/python ") == works
+
+
+def test_the_interpreter_can_be_named(tmp_path: Path):
+    output = make("--dry-run", "venv", "PYTHON=/opt/my/python", folder=tmp_path)
+    assert output.startswith("/opt/my/python image/environment.py .venv")
