@@ -41,7 +41,7 @@ def main() -> None:
         "convoy_samples_per_s": [pair[1] for pair in pairs],
         "ratio_median": statistics.median(ratios),
     }
-    title = f"samples/s, {args.processes} process(es), {args.accelerator}, global batch {args.global_batch}"
+    title = f"samples/s, {args.processes} process(es), {args.accelerator}"
     print_report(title, ("", "bare DDP", "convoy.train", "ratio"), rows, record, args.json)
 
 

@@ -36,10 +36,15 @@ class Timing:
     samples_per_s: float
 
 
-def write_cache(folder: Path, samples: int, logs: int) -> Path:
+def write_cache(folder: Path, samples: int, logs: int, seed: int = 0) -> Path:
     """Synthetic data, made by Convoy's own command."""
-    arguments = ["synth", str(folder), "--samples", str(samples), "--logs", str(logs)]
-    subprocess.run([sys.executable, "-m", "convoy.cli", *arguments], check=True, stdout=subprocess.DEVNULL)
+    arguments = ["synth", str(folder), "--samples", str(samples), "--logs", str(logs), f"--seed={seed}"]
+    subprocess.run(
+        [sys.executable, "-m", "convoy.cli", *arguments],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     return folder
 
 
@@ -51,7 +56,7 @@ def bare(size: Size) -> Timing:
         f"--accelerator={size.accelerator}", "--val-logs", *_held_out(size.cache),
     ]  # fmt: skip
     started = time.time()
-    record = json.loads(_torchrun(size.processes, arguments).splitlines()[-1])
+    record = json.loads(torchrun(size.processes, arguments).splitlines()[-1])
     return Timing(record["first_step"] - started, _median(record["samples_per_s"]))
 
 
@@ -70,7 +75,7 @@ def convoy(size: Size) -> Timing:
             f"+trainer.params.max_steps={size.steps}", "trainer.params.max_epochs=1000000",
         ]  # fmt: skip
         started = time.time()
-        _torchrun(size.processes, arguments)
+        torchrun(size.processes, arguments)
         with next(Path(folder).glob("run/metrics/*/metrics.csv")).open() as file:
             rates = [float(row["train/samples_per_s"]) for row in csv.DictReader(file) if row["train/samples_per_s"]]
         first = _first_report(Path(folder) / "run/logs/rank-000.log")
@@ -91,11 +96,12 @@ def _median(rates: list[float]) -> float:
     return statistics.median(rates) if rates else float("nan")
 
 
-def _torchrun(processes: int, arguments: list[str]) -> str:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
-    environment = {"OMP_NUM_THREADS": "1"} | dict(os.environ)
+def torchrun(processes: int, arguments: list[str]) -> str:
+    """Run one training to its end and return what it printed; the benchmark ends with its output when it fails."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    environment = {"OMP_NUM_THREADS": "1"} | dict(os.environ) | {"PYTHONPATH": str(BENCHMARKS)}
     done = subprocess.run(
-        [*torchrun, f"--nproc-per-node={processes}", *arguments], env=environment, text=True, capture_output=True
+        [*launcher, f"--nproc-per-node={processes}", *arguments], env=environment, text=True, capture_output=True
     )
     if done.returncode:
         sys.exit(f"{' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
