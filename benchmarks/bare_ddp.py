@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from convoy.agents.bev_fusion import BevFusionAgent
 from convoy.data.cache import Builders, CacheDataset, Split, collate, logs_in, scan
 from convoy.data.order import TrainingOrder
+from convoy.training.process_group import leave_process_group
 
 
 def main() -> None:
@@ -88,7 +89,7 @@ def main() -> None:
         epoch += 1
     if rank == 0:
         print(json.dumps({"first_step": first_step, "samples_per_s": rates[1:]}))
-    dist.destroy_process_group()
+    leave_process_group()
 
 
 if __name__ == "__main__":

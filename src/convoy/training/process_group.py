@@ -1,5 +1,6 @@
 """The process group, opened before Lightning so that all ranks agree on errors, names and the cache's index first."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -77,4 +78,14 @@ def process_group(topology: Topology, accelerator: str, timeout: timedelta) -> I
     try:
         yield Control(topology, control)
     finally:
-        dist.destroy_process_group()
+        leave_process_group()
+
+
+def leave_process_group() -> None:
+    """Destroy the process group, after its threads have let go of Python objects.
+
+    A gloo thread needs the interpreter lock to drop what a finished collective held; destroying the group holds that
+    lock and waits for the thread. With torch 2.13 a process that did so right after its last collective hung for ever.
+    """
+    time.sleep(0.1)
+    dist.destroy_process_group()
