@@ -1,7 +1,7 @@
 """The other side of the comparisons: a training loop in plain PyTorch DDP, with Convoy's agent, data and loader.
 
-Run by torchrun. Rank 0 prints one JSON line with the seconds since the epoch of its first optimiser step, and the
-samples/s of each window of `--window` steps after the first.
+Run by torchrun. Rank 0 prints one JSON line: the time (Unix) of its first optimiser step, and samples/s over all windows
+of `--window` steps but the first, as Convoy reports it.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def main() -> None:
         persistent_workers=args.workers > 0,
         prefetch_factor=2 if args.workers else None,
     )
-    first_step, step, rates, epoch = None, 0, [], 0
+    first_step, step, windows, epoch = None, 0, [], 0
     agent.train()
     while step < args.steps:
         order.set_epoch(epoch)
@@ -82,13 +82,14 @@ def main() -> None:
             if step % args.window == 0:
                 loss.item()
                 now = time.monotonic()
-                rates.append((step - since[1]) * args.global_batch / (now - since[0]))
+                windows.append((now - since[0], (step - since[1]) * args.global_batch))
                 since = (now, step)
             if step == args.steps:
                 break
         epoch += 1
     if rank == 0:
-        print(json.dumps({"first_step": first_step, "samples_per_s": rates[1:]}))
+        seconds, samples = (sum(column) for column in zip(*(windows[1:] or windows), strict=True))
+        print(json.dumps({"first_step": first_step, "samples_per_s": samples / seconds}))
     leave_process_group()
 
 

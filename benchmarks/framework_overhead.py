@@ -13,22 +13,31 @@ from launch import Size, bare, convoy, write_cache
 from report import print_report
 
 
+def measure(size: Size, bare_first: bool) -> tuple[float, float]:
+    """(bare, convoy) samples/s; which goes first alternates, so that a drift of the machine's speed cancels out."""
+    if bare_first:
+        theirs = bare(size).samples_per_s
+        return theirs, convoy(size).samples_per_s
+    ours = convoy(size).samples_per_s
+    return bare(size).samples_per_s, ours
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--accelerator", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--workers", type=int, default=0, help="loader processes per rank")
     parser.add_argument("--global-batch", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=80, help="optimiser steps of each run")
-    parser.add_argument("--samples", type=int, default=320)
-    parser.add_argument("--rounds", type=int, default=3, help="pairs of runs; the median ratio counts")
+    parser.add_argument("--steps", type=int, default=200, help="optimiser steps of each run")
+    parser.add_argument("--samples", type=int, default=640)
+    parser.add_argument("--rounds", type=int, default=8, help="pairs of runs; the median ratio counts")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
         cache = write_cache(Path(folder) / "cache", args.samples, 8)
         size = Size(cache, args.global_batch, args.steps, args.processes, args.workers, args.accelerator)
-        pairs = [(bare(size).samples_per_s, convoy(size).samples_per_s) for _ in range(args.rounds)]
+        pairs = [measure(size, bare_first=number % 2 == 0) for number in range(args.rounds)]
     ratios = [ours / theirs for theirs, ours in pairs]
     rows = [
         (f"round {number}", *pair, ratio) for number, (pair, ratio) in enumerate(zip(pairs, ratios, strict=True), 1)

@@ -1,9 +1,7 @@
 """Starts both sides of a comparison under the same torchrun and reads what they measured."""
 
-import csv
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,7 +28,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds from starting torchrun to the end of the first optimiser step; median samples/s of the windows."""
+    """Seconds from starting torchrun to the end of the first optimiser step; samples/s after the first window."""
 
     first_step: float
     samples_per_s: float
@@ -57,7 +55,7 @@ def bare(size: Size) -> Timing:
     ]  # fmt: skip
     started = time.time()
     record = json.loads(torchrun(size.processes, arguments).splitlines()[-1])
-    return Timing(record["first_step"] - started, _median(record["samples_per_s"]))
+    return Timing(record["first_step"] - started, record["samples_per_s"])
 
 
 def convoy(size: Size) -> Timing:
@@ -76,10 +74,9 @@ def convoy(size: Size) -> Timing:
         ]  # fmt: skip
         started = time.time()
         torchrun(size.processes, arguments)
-        with next(Path(folder).glob("run/metrics/*/metrics.csv")).open() as file:
-            rates = [float(row["train/samples_per_s"]) for row in csv.DictReader(file) if row["train/samples_per_s"]]
+        rate = json.loads((Path(folder) / "run/results.json").read_text())["samples_per_s"]
         first = _first_report(Path(folder) / "run/logs/rank-000.log")
-    return Timing(first - started, _median(rates[1:]))
+    return Timing(first - started, rate)
 
 
 def _first_report(log: Path) -> float:
@@ -90,10 +87,6 @@ def _first_report(log: Path) -> float:
 
 def _held_out(cache: Path) -> list[str]:
     return sorted(path.name for path in cache.iterdir())[:1]
-
-
-def _median(rates: list[float]) -> float:
-    return statistics.median(rates) if rates else float("nan")
 
 
 def torchrun(processes: int, arguments: list[str]) -> str:

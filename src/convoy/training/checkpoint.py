@@ -54,8 +54,9 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        # Asking rank 0 makes the ranks wait for one another, so it is done as often as the reports are, between steps.
         mid_accumulation = (batch_idx + 1) % trainer.accumulate_grad_batches
-        if mid_accumulation:
+        if mid_accumulation or trainer.global_step % trainer.log_every_n_steps:
             return
         if self._control.rank_zero_says(time.monotonic() - self._saved_at >= self._interval):
             self._save(trainer)
