@@ -1,7 +1,7 @@
 """The other side of the comparisons: a training loop in plain PyTorch DDP, with Convoy's agent, data and loader.
 
-Run by torchrun. Rank 0 prints one JSON line: the time (Unix) of its first optimiser step, and samples/s over all windows
-of `--window` steps but the first, as Convoy reports it.
+Run by torchrun. Rank 0 prints one JSON line: the time (Unix) of its first optimiser step, and samples/s over all
+windows of `--window` steps but the first, as Convoy reports it.
 """
 
 import argparse
