@@ -16,6 +16,7 @@ from enum import IntEnum
 
 import numpy as np
 
+from convoy.data.synthetic.driver import ACCELERATION, follow, speed_limit
 from convoy.data.synthetic.shapes import STEP, Array, Box, Lane, Vehicle
 
 NUM_POSES = 8
@@ -28,8 +29,6 @@ RIGHT_TURN_RADIUS = 6.0
 LEFT_TURN_RADIUS = 10.0
 
 _BEHIND, _AHEAD = 36.0, 100.0
-_TURN_DECELERATION = 2.5  # m/s^2
-_TURN_LATERAL_ACCELERATION = 2.2  # m/s^2
 _ROLLOUT_STEP = 0.1  # seconds
 
 
@@ -71,8 +70,8 @@ def sample_scene(rng: np.random.Generator) -> Scene:
         lane = _shifted(Lane.from_curvature(np.zeros(len(curvature)), _stations()), -lateral)
         route = _shifted(Lane.from_curvature(curvature, _stations()), -lateral)
 
-    speed_limit = _speed_limit(curvature)
-    speed = min(rng.uniform(2.0, 15.0), float(np.interp(0.0, route.station, speed_limit)))
+    limit = speed_limit(curvature)
+    speed = min(rng.uniform(2.0, 15.0), float(np.interp(0.0, route.station, limit)))
     lead, gap, lead_speed = None, np.inf, 0.0
     if rng.random() < 0.5:
         lead, gap, lead_speed = _lead(rng, route)
@@ -89,7 +88,7 @@ def sample_scene(rng: np.random.Generator) -> Scene:
         if route is not lane and command != Command.STRAIGHT:
             lanes.append(route)
 
-    driven = _follow(route, speed, speed_limit, gap, lead_speed, lead is not None and lead.braking)
+    driven = _drive(route, speed, limit, gap, lead_speed, lead is not None and lead.braking)
     driven = driven * (1 + rng.normal(0, 0.01))
     vehicles = ([lead] if lead else []) + _traffic(rng, lane, junction)
     return Scene(
@@ -145,14 +144,6 @@ def _cross_road(x: float, y: float) -> Lane:
     return Lane(station, points, np.full_like(station, np.pi / 2))
 
 
-def _speed_limit(curvature: Array) -> Array:
-    """Highest speed per station from which each curve ahead is reached at its own speed by mild braking."""
-    squared = _TURN_LATERAL_ACCELERATION / np.maximum(np.abs(curvature), 1e-4)
-    for i in range(len(squared) - 2, -1, -1):
-        squared[i] = min(squared[i], squared[i + 1] + 2 * _TURN_DECELERATION * STEP)
-    return np.sqrt(squared)
-
-
 def _paint(rng: np.random.Generator) -> tuple[int, int, int]:
     paints = [(200, 200, 205), (235, 235, 235), (45, 45, 50), (70, 105, 80), (40, 65, 120), (95, 100, 105)]
     return paints[rng.integers(len(paints))]
@@ -172,23 +163,15 @@ def _lead(rng: np.random.Generator, route: Lane) -> tuple[Vehicle, float, float]
     return vehicle, gap, speed
 
 
-def _follow(route: Lane, speed: float, speed_limit: Array, gap: float, lead_speed: float, lead_brakes: bool) -> Array:
-    """Distance driven at each of the 8 poses, (8,).
-
-    Treiber, Hennecke, Helbing: Congested traffic states in empirical observations and microscopic
-    simulations (2000), equations 3 and 4, with the speed at the start as the desired one.
-    """
-    headway, standstill, acceleration, deceleration = 1.5, 2.5, 1.5, 2.5
+def _drive(route: Lane, speed: float, limit: Array, gap: float, lead_speed: float, lead_brakes: bool) -> Array:
+    """Distance driven at each of the 8 poses, (8,); the speed at the start is the desired one."""
     desired, driven, distances = max(speed, 0.1), 0.0, []
     per_pose = round(POSE_INTERVAL / _ROLLOUT_STEP)
     for step in range(1, NUM_POSES * per_pose + 1):
-        wanted = standstill + max(
-            0.0, speed * headway + speed * (speed - lead_speed) / (2 * np.sqrt(acceleration * deceleration))
-        )
-        change = acceleration * (1 - (speed / desired) ** 4 - (wanted / max(gap, 0.1)) ** 2)
-        limit = float(np.interp(driven, route.station, speed_limit))
-        following = max(0.0, speed + float(np.clip(change, -7.0, acceleration)) * _ROLLOUT_STEP)
-        speed = min(following, limit)
+        change = follow(speed, desired, gap, lead_speed)
+        allowed = float(np.interp(driven, route.station, limit))
+        following = max(0.0, speed + float(np.clip(change, -7.0, ACCELERATION)) * _ROLLOUT_STEP)
+        speed = min(following, allowed)
         if lead_brakes:
             lead_speed = max(0.0, lead_speed - 3.0 * _ROLLOUT_STEP)
         driven += speed * _ROLLOUT_STEP
