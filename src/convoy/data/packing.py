@@ -1,0 +1,261 @@
+"""Lossless packing: the smallest dtype that gives a tensor back bit for bit, found by trying.
+
+NAVSIM's builders store images as float32 (uint8 / 255), counts as float32 (k / 5), class ids as float32: a quarter of
+the bytes hold all of it. Nothing is known here of cameras or LiDAR; a packing is taken only where decoding gives the
+same bits, and every sample is checked.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convoy.data.shards import Field, Layout
+
+Tensors = Mapping[str, Mapping[str, Tensor]]  # builder -> name -> tensor
+
+SMALL = 1024  # bytes; below that there is nothing to gain, and values of the first samples say little of the others
+BLOCK = 1 << 18  # elements that are packed at once: they stay in the processor's cache
+_INTEGERS = ("uint8", "int8", "int16", "int32")
+_BITS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
+_MOST_DIVISOR = 1000
+
+# numpy has no bfloat16; its bits are stored.
+_NUMPY = {"bfloat16": "int16"}
+
+
+class NotPackable(Exception):
+    """A sample that does not fit the others: it lacks a tensor, has another dtype, or a value that is not finite."""
+
+
+@dataclass(frozen=True)
+class _Array:
+    field: Field  # as it is stored raw
+    values: np.ndarray
+
+
+def numpy_dtype(dtype: str) -> np.dtype:
+    """The numpy dtype that holds the bits of a field's dtype."""
+    return np.dtype(_NUMPY.get(dtype, dtype))
+
+
+def pack(sample: Tensors, layout: Layout | None, allow_non_finite: bool = False) -> tuple[Layout, list[np.ndarray]]:
+    """The sample's packed arrays in the layout's order, and the layout: a wider one where the given one is too narrow.
+
+    Raises NotPackable when the sample does not have the layout's tensors, or has values that are not finite.
+    """
+    arrays = _arrays(sample)
+    if layout is None:
+        layout = Layout(tuple(_narrowest(array) for array in arrays.values()))
+    _require_same_tensors(arrays, layout)
+    fields, packed = [], []
+    for entry in layout.fields:
+        array = arrays[entry.builder, entry.name]
+        values = _encode(array.values, entry)
+        # What packs into integers needs no look: they hold no NaN.
+        if not allow_non_finite and (values is None or values.dtype.kind == "f" or entry.dtype == "bfloat16"):
+            _require_finite(array)
+        if values is None or entry.shape not in (None, array.values.shape):
+            entry = widen(entry, array)
+            values = _encode(array.values, entry)
+            assert values is not None, "at worst the tensor is stored as it is"
+        fields.append(entry)
+        packed.append(values)
+    wider = Layout(tuple(fields))
+    return (layout if wider == layout else wider), packed
+
+
+def unpack(entry: Field, packed: np.ndarray) -> np.ndarray:
+    """The original values of a packed array, bit for bit; bfloat16 as its bits in int16."""
+    if entry.packed == entry.dtype:
+        return packed
+    dtype = numpy_dtype(entry.dtype)
+    return packed.astype(dtype) if entry.divisor == 1 else np.divide(packed, dtype.type(entry.divisor), dtype=dtype)
+
+
+def split_record(layout: Layout, record: bytes | bytearray | memoryview) -> list[np.ndarray]:
+    """A record's packed arrays in the layout's order; they share its memory."""
+    dimensions = np.frombuffer(record, np.int64, layout.header_bytes // 8).tolist()
+    arrays, offset = [], layout.header_bytes
+    for entry in layout.fields:
+        shape = entry.shape
+        if shape is None:
+            shape, dimensions = tuple(dimensions[: entry.ndim]), dimensions[entry.ndim :]
+        dtype = numpy_dtype(entry.packed)
+        values = np.frombuffer(record, dtype, math.prod(shape), offset).reshape(shape)
+        arrays.append(values)
+        offset += values.nbytes
+    return arrays
+
+
+def join_record(layout: Layout, packed: Sequence[np.ndarray]) -> bytes:
+    """The bytes of a record."""
+    varying = [values for entry, values in zip(layout.fields, packed, strict=True) if entry.shape is None]
+    dimensions = np.array([size for values in varying for size in values.shape], np.int64)
+    return b"".join([dimensions.tobytes(), *(values.tobytes() for values in packed)])
+
+
+def probe(samples: Iterable[Tensors], allow_non_finite: bool = False) -> Layout:
+    """The narrowest layout that fits all of `samples`."""
+    layout: Layout | None = None
+    for sample in samples:
+        layout, _ = pack(sample, layout, allow_non_finite)
+    if layout is None:
+        raise NotPackable("there is no sample")
+    return layout
+
+
+def repack(layout: Layout, wider: Layout, packed: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """A record's arrays in a wider layout."""
+    old = {(entry.builder, entry.name): (entry, values) for entry, values in zip(layout.fields, packed, strict=True)}
+    result = []
+    for entry in wider.fields:
+        values = _encode(unpack(*old[entry.builder, entry.name]), entry)
+        assert values is not None, "a wider layout holds what the narrower one held"
+        result.append(values)
+    return result
+
+
+def widen(entry: Field, array: _Array) -> Field:
+    """The narrowest packing that holds both what `entry` can hold and `array`; at worst the tensor as it is."""
+    shape = entry.shape if entry.shape == array.values.shape else None
+    raw = replace(array.field, shape=shape)
+    small = entry.packed == entry.dtype
+    candidates = () if small else _candidates(array.values, entry.dtype)
+    for packed, divisor in candidates:
+        wider = replace(raw, packed=packed, divisor=divisor)
+        if _covers(wider, entry) and _encode(array.values, wider) is not None:
+            return wider
+    return raw
+
+
+def _arrays(sample: Tensors) -> dict[tuple[str, str], _Array]:
+    arrays = {}
+    for builder, tensors in sample.items():
+        for name, tensor in tensors.items():
+            if not isinstance(tensor, Tensor):
+                raise NotPackable(f"{builder}.{name} is {type(tensor).__name__}, not a tensor")
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            try:
+                tensor = tensor.detach().cpu().contiguous()
+                values = (tensor.view(torch.int16) if dtype == "bfloat16" else tensor).numpy()
+                field = Field(builder, name, dtype, dtype, 1, values.ndim, values.shape)
+                field.bytes  # noqa: B018  # a dtype that shards do not have raises KeyError
+            except (TypeError, RuntimeError, KeyError) as error:
+                raise NotPackable(f"{builder}.{name} of dtype {dtype} cannot be stored ({error})") from error
+            arrays[builder, name] = _Array(field, values)
+    return arrays
+
+
+def _require_same_tensors(arrays: Mapping[tuple[str, str], _Array], layout: Layout) -> None:
+    fields = {(entry.builder, entry.name): entry for entry in layout.fields}
+    for key in sorted(fields.keys() ^ arrays.keys()):
+        what = "lacks" if key in fields else "has, unlike the other samples,"
+        raise NotPackable(f"it {what} the tensor {'.'.join(key)}")
+    for key, entry in fields.items():
+        found = arrays[key].field
+        if (found.dtype, found.ndim) != (entry.dtype, entry.ndim):
+            raise NotPackable(
+                f"{'.'.join(key)} is {found.dtype} with {found.ndim} dimension(s), in other samples {entry.dtype} "
+                f"with {entry.ndim}"
+            )
+
+
+def _narrowest(array: _Array) -> Field:
+    if array.values.nbytes < SMALL:
+        return array.field
+    for packed, divisor in _candidates(array.values, array.field.dtype):
+        entry = replace(array.field, packed=packed, divisor=divisor)
+        if _encode(array.values, entry) is not None:
+            return entry
+    return array.field
+
+
+def _candidates(values: np.ndarray, dtype: str) -> Iterator[tuple[str, int]]:
+    """Packings of `dtype` that are smaller than it, the smallest first."""
+    kind, size = numpy_dtype(dtype).kind, values.itemsize
+    if dtype in ("bool", "bfloat16"):
+        return
+    for packed in _INTEGERS:
+        if np.dtype(packed).itemsize >= size:
+            return
+        yield packed, 1
+        if kind == "f" and size >= 4 and packed != "int32":
+            divisor = _divisor(values, packed)
+            if divisor is not None:
+                yield packed, divisor
+        if packed == "int8" and dtype in ("float32", "float64"):
+            yield "float16", 1
+        if packed == "int32" and dtype == "float64":
+            yield "float32", 1
+
+
+def _divisor(values: np.ndarray, packed: str) -> int | None:
+    """The smallest d with all values = k / d and k in the range of `packed`, as far as some of the values tell."""
+    limits = np.iinfo(packed)
+    distinct = np.unique(values.ravel()[:: max(1, values.size // 65536)])
+    if distinct.size > limits.max - limits.min + 1 or not np.isfinite(distinct).all():
+        return None
+    few = distinct[:: max(1, distinct.size // 64)]
+    for divisor in range(2, _MOST_DIVISOR + 1):
+        if _is_divisor(divisor, few, limits) and _is_divisor(divisor, distinct, limits):
+            return divisor
+    return None
+
+
+def _is_divisor(divisor: int, values: np.ndarray, limits: np.iinfo) -> bool:
+    scale = values.dtype.type(divisor)
+    whole = np.rint(values * scale)
+    return bool(whole.min() >= limits.min and whole.max() <= limits.max and np.array_equal(whole / scale, values))
+
+
+def _covers(wider: Field, entry: Field) -> bool:
+    """Whether every value that `entry` can hold fits `wider`. Values of one divisor need not fit another's range."""
+    if np.dtype(wider.packed).kind == "f":
+        return entry.divisor == 1 and np.can_cast(entry.packed, wider.packed)
+    if np.dtype(entry.packed).kind == "f":
+        return False
+    if not np.can_cast(entry.packed, wider.packed) or wider.divisor % entry.divisor:
+        return False
+    limits, held = np.iinfo(wider.packed), np.iinfo(entry.packed)
+    factor = wider.divisor // entry.divisor
+    return held.min * factor >= limits.min and held.max * factor <= limits.max
+
+
+def _encode(values: np.ndarray, entry: Field) -> np.ndarray | None:
+    """`values` packed, or None where decoding would not give the same bits."""
+    if entry.packed == entry.dtype:
+        return values
+    flat = values.reshape(-1)
+    packed = np.empty(flat.shape, entry.packed)
+    for start in range(0, flat.size, BLOCK):
+        block = flat[start : start + BLOCK]
+        if not _encode_block(block, packed[start : start + BLOCK], entry):
+            return None
+    return packed.reshape(values.shape)
+
+
+def _encode_block(block: np.ndarray, packed: np.ndarray, entry: Field) -> bool:
+    # Values out of range convert to something else, NaN too; the comparison of bits finds them.
+    with np.errstate(invalid="ignore", over="ignore"):
+        if block.dtype.kind == "f" and packed.dtype.kind != "f":
+            scaled = block * block.dtype.type(entry.divisor)
+            np.copyto(packed, np.rint(scaled, out=scaled), casting="unsafe")
+        else:
+            np.copyto(packed, block, casting="unsafe")
+    decoded = unpack(entry, packed)
+    if block.dtype.kind == "f":
+        bits = _BITS[block.itemsize]
+        return np.array_equal(decoded.view(bits), block.view(bits))  # -0.0 is not 0.0
+    return np.array_equal(decoded, block)
+
+
+def _require_finite(array: _Array) -> None:
+    values = torch.from_numpy(array.values)
+    if array.field.dtype == "bfloat16":
+        values = values.view(torch.bfloat16)
+    if not bool(values.isfinite().all()):
+        raise NotPackable(f"{array.field.builder}.{array.field.name} has values that are not finite")

@@ -1,0 +1,359 @@
+"""Reads whole batches from packed shards with a few threads: no worker processes, no pickling, no copy on the host.
+
+Each record is read by one vectored read that scatters its tensors to their places in the batch's block. Reading holds
+no interpreter lock, so threads are enough; the same threads serve training and validation.
+"""
+
+import os
+import resource
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from io import FileIO
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from convoy.data.cache import Builders
+from convoy.data.packed_batch import BlockPool, Column, PackedBatch, columns_of
+from convoy.data.packing import split_record, unpack
+from convoy.data.shards import Field, Layout, Manifest, Shard, shard_path
+from convoy.errors import ConvoyError
+
+OPEN_FILES_RESERVED = 256  # descriptors that are left to the rest of the process
+
+
+@dataclass(frozen=True)
+class ShardSplit:
+    """Samples of one split as `<log>/<token>`, sorted (the order of a gzip cache's), and where each of them is."""
+
+    root: Path
+    shards: tuple[Shard, ...]
+    samples: tuple[str, ...]
+    shard_of: np.ndarray  # int32 (samples,), index into `shards`
+    row_of: np.ndarray  # int32 (samples,), record within the shard
+
+    @property
+    def logs(self) -> tuple[str, ...]:
+        return tuple(sorted({shard.log for shard in self.shards}))
+
+
+def split_of(manifest: Manifest, root: Path, logs: Sequence[str]) -> ShardSplit:
+    """The samples of `logs`; logs that the shards do not hold are left out."""
+    wanted = set(logs)
+    shards = tuple(shard for shard in manifest.shards if shard.log in wanted and shard.tokens)
+    names = [f"{shard.log}/{token}" for shard in shards for token in shard.tokens]
+    counts = [len(shard.tokens) for shard in shards]
+    shard_of = np.repeat(np.arange(len(shards), dtype=np.int32), counts)
+    row_of = np.concatenate([np.arange(count, dtype=np.int32) for count in counts] or [np.zeros(0, np.int32)])
+    order = sorted(range(len(names)), key=names.__getitem__)
+    return ShardSplit(root, shards, tuple(names[i] for i in order), shard_of[order], row_of[order])
+
+
+def require_builders(manifest: Manifest, root: Path, builders: Builders) -> None:
+    """Refuse shards without the tensors of one of `builders`."""
+    held = {builder.name for builder in manifest.builders}
+    lacking = [name for name in builders.names if name not in held]
+    if lacking:
+        raise ConvoyError(
+            f"The shards {root} hold nothing of the builder(s) {', '.join(lacking)}; they were prepared with "
+            f"{', '.join(sorted(held))}. Prepare them with this agent: convoy prepare DIR agent=…"
+        )
+
+
+def damaged_shards(split: ShardSplit) -> list[str]:
+    """What is wrong with the files of `split`, as far as their sizes tell; one stat each."""
+
+    def check(shard: Shard) -> str | None:
+        path = shard_path(split.root, shard.name)
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            return f"{path}: {error.strerror}"
+        return None if size == shard.bytes else f"{path}: {size} bytes, the manifest says {shard.bytes}"
+
+    with ThreadPoolExecutor(16) as pool:
+        return [problem for problem in pool.map(check, split.shards) if problem]
+
+
+class ShardReader:
+    """The reading threads, the open files and the blocks of memory that all loaders of a process share."""
+
+    def __init__(self, threads: int, pinned: bool, staged: Callable[[Shard], Path | None] | None = None) -> None:
+        """`threads` 0 reads in the calling thread. `staged` names a nearer copy of a shard, or None."""
+        self.threads = threads
+        self.pool = BlockPool(pinned)
+        self._staged = staged
+        self._executor: ThreadPoolExecutor | None = None
+        self._files: OrderedDict[Path, FileIO] = OrderedDict()
+        self._lock = threading.Lock()
+        self._most_files = _raise_open_files() - OPEN_FILES_RESERVED
+
+    @property
+    def executor(self) -> ThreadPoolExecutor | None:
+        if self._executor is None and self.threads:
+            self._executor = ThreadPoolExecutor(self.threads, thread_name_prefix="convoy-read")
+        return self._executor
+
+    def close(self) -> None:
+        """End the threads and close the files; both come back with the next read."""
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
+            self._executor = None
+        with self._lock:
+            self._files.clear()
+
+    def read(self, root: Path, shard: Shard, targets: Sequence[memoryview], offset: int) -> None:
+        """Fill `targets`, one after another, from `offset` of the shard. Raises ConvoyError naming the file."""
+        path = (self._staged(shard) if self._staged else None) or shard_path(root, shard.name)
+        left = sum(map(len, targets))
+        try:
+            file = self._open(path)
+            while left:
+                got = os.preadv(file.fileno(), targets, offset)
+                if got == 0:
+                    raise _unreadable(path, f"it ends at byte {offset}, the manifest says {shard.bytes}")
+                left, offset = left - got, offset + got
+                if left:  # allowed to a network file system, or after a signal
+                    targets = _without(targets, got)
+        except OSError as error:
+            raise _unreadable(path, error.strerror or str(error)) from error
+
+    def _open(self, path: Path) -> FileIO:
+        """An open file. One that is dropped from the table is closed when its last reader lets go of it."""
+        with self._lock:
+            file = self._files.get(path)
+            if file is not None:
+                self._files.move_to_end(path)
+                return file
+        file = open(path, "rb", buffering=0)  # noqa: SIM115
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead into other records
+        with self._lock:
+            self._files[path] = file
+            if len(self._files) > self._most_files:
+                self._files.popitem(last=False)
+        return file
+
+
+class ShardLoader:
+    """Batches of a split in its sampler's order, for Lightning and for whoever else iterates.
+
+    Iterating again begins again, as a DataLoader does. Whoever takes one batch and goes costs little more than that
+    batch: reading ahead begins with the first one that is taken, and ends at once with the iterator.
+    """
+
+    def __init__(
+        self,
+        split: ShardSplit,
+        builders: Builders,
+        sampler: Sampler[int],
+        batch_size: int,
+        reader: ShardReader,
+        prefetch: int,
+        check: Callable[[], None] | None = None,
+    ) -> None:
+        """`prefetch`: batches that are read ahead. `check` is called before each batch and may raise."""
+        self.split, self.sampler, self.batch_size = split, sampler, batch_size
+        self._builders, self._reader, self._prefetch, self._check = builders, reader, max(1, prefetch), check
+        layouts = list(dict.fromkeys(shard.layout for shard in split.shards))
+        self._layout_of = np.array([layouts.index(shard.layout) for shard in split.shards])
+        self._plans = [_Plan.of(layout, builders, batch_size) for layout in layouts]
+
+    def __len__(self) -> int:
+        return -(-len(self.sampler) // self.batch_size)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        order = np.fromiter(self.sampler, dtype=np.int64)
+        batches = (order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size))
+        pending = deque(self._begin(batch) for batch in islice(batches, 1))
+        try:
+            while pending:
+                if self._check:
+                    self._check()
+                batch = pending[0].result()
+                pending.popleft()
+                pending.extend(self._begin(batch) for batch in islice(batches, self._prefetch - len(pending)))
+                yield batch
+        finally:
+            for reading in pending:
+                reading.abandon()
+
+    def _begin(self, indices: np.ndarray) -> "_Reading":
+        shards, rows = self.split.shard_of[indices].tolist(), self.split.row_of[indices].tolist()
+        layouts = set(self._layout_of[shards].tolist())
+        plan = self._plans[next(iter(layouts))]
+        if len(layouts) > 1 or plan is None:
+            read_any = lambda: read_one_by_one(self.split, self._builders, shards, rows, self._reader)  # noqa: E731
+            return _Reading(self._reader.executor, [read_any], lambda results: results[0])
+
+        pool, size = self._reader.pool, len(indices)
+        block = pool.take(plan.bytes)
+        memory = memoryview(block.memory.numpy())  # type: ignore[arg-type]
+
+        def read(positions: range) -> None:
+            for position in positions:
+                shard = self.split.shards[shards[position]]
+                for start, columns in plan.runs:
+                    targets = [memory[c.offset + position * b : c.offset + (position + 1) * b] for c, b in columns]
+                    self._reader.read(self.split.root, shard, targets, rows[position] * plan.record_bytes + start)
+
+        share = -(-size // max(1, self._reader.threads))
+        parts = [range(start, min(start + share, size)) for start in range(0, size, share)]
+        jobs = [lambda part=part: read(part) for part in parts]
+        return _Reading(
+            self._reader.executor,
+            jobs,
+            lambda _: PackedBatch.borrowing(block, pool, plan.columns, size),
+            lambda: pool.give_back(block),
+        )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How records of one layout are read into a batch: runs of fields that lie side by side in the record."""
+
+    record_bytes: int
+    columns: tuple[Column, ...]
+    bytes: int  # of the batch's block
+    runs: tuple[tuple[int, tuple[tuple[Column, int], ...]], ...]  # offset in the record; columns and bytes of a sample
+
+    @classmethod
+    def of(cls, layout: Layout, builders: Builders, batch_size: int) -> "_Plan | None":
+        """None for a layout whose records differ in length."""
+        if layout.record_bytes is None:
+            return None
+        fields = _wanted(layout, builders)
+        columns, size = columns_of(fields, batch_size)
+        placed = [
+            (layout.offsets[entry.builder, entry.name], column, column.sample_bytes)
+            for (entry, _), column in zip(fields, columns, strict=True)
+            if column.sample_bytes
+        ]
+        runs: list[tuple[int, list[tuple[Column, int]]]] = []
+        end = -1
+        for offset, column, length in sorted(placed, key=lambda place: place[0]):
+            if offset != end:
+                runs.append((offset, []))
+            runs[-1][1].append((column, length))
+            end = offset + length
+        return cls(layout.record_bytes, columns, size, tuple((start, tuple(run)) for start, run in runs))
+
+
+class _Reading:
+    """A batch that is being read: by the executor, or when its result is asked for."""
+
+    def __init__(
+        self,
+        executor: ThreadPoolExecutor | None,
+        jobs: Sequence[Callable[[], Any]],
+        finish: Callable[[list[Any]], PackedBatch],
+        give_up: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._jobs, self._finish, self._give_up = jobs, finish, give_up
+        self._futures: list[Future[Any]] | None = [executor.submit(job) for job in jobs] if executor else None
+
+    def result(self) -> PackedBatch:
+        if self._futures is None:
+            return self._finish([job() for job in self._jobs])
+        return self._finish([future.result() for future in self._futures])
+
+    def abandon(self) -> None:
+        """Let go of the batch; returns when nobody writes to its memory any more."""
+        futures = self._futures or []
+        wait([future for future in futures if not future.cancel()])
+        self._give_up()
+
+
+def read_one_by_one(
+    split: ShardSplit, builders: Builders, shards: Sequence[int], rows: Sequence[int], reader: ShardReader
+) -> PackedBatch:
+    """A batch of samples whose layouts or shapes differ: packed where all agree, else as the builders made it.
+
+    Raises ConvoyError where samples of different shape would have to be stacked; NAVSIM's loader does not either.
+    """
+    samples = [
+        _read_sample(split, builders, split.shards[shard], row, reader) for shard, row in zip(shards, rows, strict=True)
+    ]
+    fields: list[tuple[Field, bool]] = []
+    stacked: list[np.ndarray] = []
+    for position, (first, values, is_feature) in enumerate(samples[0]):
+        entries = [sample[position][0] for sample in samples]
+        arrays = [sample[position][1] for sample in samples]
+        if any(array.shape != values.shape for array in arrays):
+            shapes = sorted({"x".join(map(str, array.shape)) for array in arrays})
+            raise ConvoyError(
+                f"Samples of one batch differ in the shape of {first.builder}.{first.name} ({', '.join(shapes)}) and "
+                "cannot be stacked. Pad them in the builder, or train with dataloader.params.batch_size=1."
+            )
+        if len({(entry.packed, entry.divisor) for entry in entries}) > 1:
+            arrays = [unpack(entry, array) for entry, array in zip(entries, arrays, strict=True)]
+            first = replace(first, packed=first.dtype, divisor=1)
+        fields.append((replace(first, shape=values.shape), is_feature))
+        stacked.append(np.stack(arrays))
+    columns, size = columns_of(fields, len(samples))
+    block = reader.pool.take(size)
+    for column, values in zip(columns, stacked, strict=True):
+        content = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        block.memory[column.offset : column.offset + content.size] = torch.from_numpy(content)
+    return PackedBatch.borrowing(block, reader.pool, columns, len(samples))
+
+
+def _read_sample(
+    split: ShardSplit, builders: Builders, shard: Shard, row: int, reader: ShardReader
+) -> list[tuple[Field, np.ndarray, bool]]:
+    """The wanted fields of one sample, packed, and whether each is a feature."""
+    length = shard.layout.record_bytes
+    start, end = (row * length, (row + 1) * length) if length is not None else shard.offsets[row : row + 2]  # type: ignore
+    record = bytearray(end - start)
+    reader.read(split.root, shard, [memoryview(record)], start)
+    arrays = split_record(shard.layout, record)
+    held = {
+        (entry.builder, entry.name): (entry, values) for entry, values in zip(shard.layout.fields, arrays, strict=True)
+    }
+    return [(*held[entry.builder, entry.name], is_feature) for entry, is_feature in _wanted(shard.layout, builders)]
+
+
+def _wanted(layout: Layout, builders: Builders) -> list[tuple[Field, bool]]:
+    """Fields of the agent's builders in the builders' order, and whether each is a feature."""
+    return [
+        (entry, is_feature)
+        for names, is_feature in ((builders.features, True), (builders.targets, False))
+        for name in names
+        for entry in layout.fields
+        if entry.builder == name
+    ]
+
+
+def _without(targets: Sequence[memoryview], done: int) -> list[memoryview]:
+    """What of `targets` is left after their first `done` bytes."""
+    left = []
+    for target in targets:
+        if done < len(target):
+            left.append(target[done:])
+        done = max(0, done - len(target))
+    return left
+
+
+def _unreadable(path: Path, reason: str) -> ConvoyError:
+    return ConvoyError(
+        f"{path} cannot be read: {reason}. `convoy data verify` lists what is damaged; delete those files' .json and "
+        "run the same `convoy prepare` again."
+    )
+
+
+def _raise_open_files() -> int:
+    """Allow as many open files as the system lets this process have (a file per shard is kept open)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+        except (ValueError, OSError):  # some systems set a hard limit above what they grant
+            pass
+    return max(soft, 2 * OPEN_FILES_RESERVED) if soft != resource.RLIM_INFINITY else 1 << 20

@@ -1,0 +1,348 @@
+"""Packed shards on disk: the manifest and the layout of records. Standard library only, so that host tools can use it.
+
+    <dir>/manifest.json              what is in the data set; written last, so it is there only when all of it is
+    <dir>/shards/<log>-<part>.bin    records of consecutive samples of one log, one after another
+    <dir>/shards/<log>-<part>.json   that shard's entry of the manifest; its presence says that the shard is whole
+
+A record holds a sample's tensors one after another, little-endian, without padding, in the order of its layout's
+fields: so that one vectored read puts each of them where it belongs. Where the shape of some differs between samples, a
+record begins with their dimensions (int64 each), and the shard's entry lists the records' offsets.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from convoy.errors import ConvoyError
+
+FORMAT, VERSION = "convoy-shards", 1
+MANIFEST = "manifest.json"
+SHARDS = "shards"
+
+ITEM_SIZE = {
+    "bool": 1, "uint8": 1, "int8": 1, "int16": 2, "int32": 4, "int64": 8,
+    "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Field:
+    """One tensor of a record.
+
+    The value is `packed / divisor`, computed in `dtype` (IEEE division, correctly rounded); divisor 1 is a plain
+    conversion. `shape` is None where it differs between samples; `ndim` then says how many dimensions there are.
+    """
+
+    builder: str
+    name: str
+    dtype: str
+    packed: str
+    divisor: int
+    ndim: int
+    shape: tuple[int, ...] | None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes in a record; 0 for a shape that differs."""
+        return 0 if self.shape is None else math.prod(self.shape) * ITEM_SIZE[self.packed]
+
+    def __str__(self) -> str:
+        shape = "x".join(map(str, self.shape)) if self.shape is not None else f"{self.ndim}-d, differing"
+        how = "" if self.packed == self.dtype else f" as {self.packed}" + (f"/{self.divisor}" * (self.divisor > 1))
+        return f"{self.dtype} {shape or 'scalar'}{how}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The fields of a record, in the order in which the builders gave them."""
+
+    fields: tuple[Field, ...]
+
+    @cached_property
+    def varying(self) -> tuple[Field, ...]:
+        return tuple(field for field in self.fields if field.shape is None)
+
+    @cached_property
+    def header_bytes(self) -> int:
+        """Bytes of the dimensions at the head of a record."""
+        return 8 * sum(field.ndim for field in self.varying)
+
+    @cached_property
+    def record_bytes(self) -> int | None:
+        """Bytes of a record, or None where records differ."""
+        return None if self.varying else sum(field.bytes for field in self.fields)
+
+    @cached_property
+    def offsets(self) -> dict[tuple[str, str], int]:
+        """Where each field begins in a record, where records are equally long."""
+        ends = accumulate(field.bytes for field in self.fields)
+        return {(field.builder, field.name): end - field.bytes for field, end in zip(self.fields, ends, strict=True)}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A sample that was left out, and why. `token` is `*` for all of a log."""
+
+    log: str
+    token: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Entry of one shard file. `offsets` (one more than there are samples) is None where records are equally long."""
+
+    log: str
+    part: int
+    layout: Layout
+    tokens: tuple[str, ...]
+    bytes: int
+    sha256: str
+    offsets: tuple[int, ...] | None = None
+    failures: tuple[Failure, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return shard_name(self.log, self.part)
+
+
+@dataclass(frozen=True)
+class Builder:
+    """A builder whose tensors are in the shards, and how it was made; `config` is None where that is not known."""
+
+    name: str
+    role: str | None  # "feature" or "target"; None when packed from a cache without naming an agent
+    cls: str | None = None
+    config: Any = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a directory of shards holds."""
+
+    builders: tuple[Builder, ...]
+    origin: Mapping[str, Any]  # source paths, agent, versions, NAVSIM's commit
+    shards: tuple[Shard, ...]
+
+    @property
+    def logs(self) -> tuple[str, ...]:
+        return tuple(sorted({shard.log for shard in self.shards}))
+
+    @property
+    def samples(self) -> int:
+        return sum(len(shard.tokens) for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        return tuple(failure for shard in self.shards for failure in shard.failures)
+
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        """The different layouts, the commonest first."""
+        counts: dict[Layout, int] = {}
+        for shard in self.shards:
+            if shard.tokens:
+                counts[shard.layout] = counts.get(shard.layout, 0) + len(shard.tokens)
+        return tuple(sorted(counts, key=lambda layout: -counts[layout]))
+
+
+def shard_name(log: str, part: int) -> str:
+    return f"{log}-{part:03d}"
+
+
+def shard_path(root: Path, name: str) -> Path:
+    return root / SHARDS / f"{name}.bin"
+
+
+def entry_path(root: Path, name: str) -> Path:
+    return root / SHARDS / f"{name}.json"
+
+
+def is_shard_directory(path: Path) -> bool:
+    """Whether `path` holds packed shards, finished or not."""
+    return (path / MANIFEST).exists() or (path / SHARDS).is_dir()
+
+
+def load_manifest(root: Path) -> Manifest:
+    """Read `<root>/manifest.json`. Raises ConvoyError when it is missing, damaged or of another version."""
+    path = root / MANIFEST
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        done = len(list((root / SHARDS).glob("*.json"))) if (root / SHARDS).is_dir() else 0
+        reason = f"its preparation was not finished ({done} shards are)" if done else "no packed shards are there"
+        raise ConvoyError(f"{path} is missing: {reason}. Run the same `convoy prepare` again.") from None
+    except (OSError, ValueError) as error:
+        raise ConvoyError(
+            f"{path} cannot be read ({error}). Delete it and run the same `convoy prepare` again: it is made anew "
+            "from the shards."
+        ) from error
+    return _parse(content, path)
+
+
+def write_manifest(root: Path, manifest: Manifest) -> None:
+    """Write `<root>/manifest.json` in one step; the same shards give the same bytes."""
+    layouts = list(dict.fromkeys(shard.layout for shard in manifest.shards))
+    number = {layout: index for index, layout in enumerate(layouts)}
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "builders": [asdict(builder) for builder in manifest.builders],
+        "origin": dict(manifest.origin),
+        "layouts": [layout_to_json(layout) for layout in layouts],
+        "shards": [{**_shard_to_json(shard), "layout": number[shard.layout]} for shard in manifest.shards],
+    }
+    write_json(root / MANIFEST, content)
+
+
+def write_entry(root: Path, shard: Shard) -> None:
+    write_json(
+        entry_path(root, shard.name),
+        {"version": VERSION, **_shard_to_json(shard), "layout": layout_to_json(shard.layout)},
+    )
+
+
+def read_entry(root: Path, name: str) -> Shard | None:
+    """A finished shard's entry, or None where it is not finished; ConvoyError when it is damaged."""
+    path = entry_path(root, name)
+    try:
+        content = json.loads(path.read_bytes())
+        if content["version"] != VERSION:
+            raise _other_version(path, content["version"])
+        return _shard_from_json(content, _layout_from_json(content["layout"]))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConvoyError(
+            f"{path} is damaged ({error!r}). Delete it and run the same `convoy prepare` again."
+        ) from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write beside `path` and rename, so that a file of that name is always whole."""
+    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w") as file:
+            json.dump(content, file, separators=(",", ":"))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ConvoyError(f"{path} could not be written: {error.strerror}. What was finished is kept.") from error
+
+
+def require_one_schema(shards: Sequence[Shard]) -> None:
+    """Refuse shards whose tensors differ in more than how they are packed; ConvoyError names the first difference."""
+    first: Shard | None = None
+    for shard in shards:
+        if not shard.tokens:
+            continue
+        first = first or shard
+        if shard.layout is first.layout:
+            continue
+        ours, theirs = _schema(first.layout), _schema(shard.layout)
+        for key in sorted(ours.keys() | theirs.keys()):
+            if ours.get(key) != theirs.get(key):
+                raise ConvoyError(
+                    f"The shards {first.name} and {shard.name} have different schemas: {'.'.join(key)} is "
+                    f"{ours.get(key, 'absent')} in one and {theirs.get(key, 'absent')} in the other. Delete the "
+                    "wrong one's .json in shards/, and prepare it again with the builders of the other."
+                )
+
+
+def require_unique_tokens(shards: Sequence[Shard]) -> None:
+    """Refuse a token that occurs twice; ConvoyError names both places."""
+    seen: dict[str, str] = {}
+    for shard in shards:
+        for token in shard.tokens:
+            if token in seen:
+                raise ConvoyError(
+                    f"The token {token} is in two shards, {seen[token]} and {shard.name}: it would train twice. "
+                    "Delete one of its sources and prepare into a new directory."
+                )
+            seen[token] = shard.name
+
+
+def _schema(layout: Layout) -> dict[tuple[str, str], str]:
+    return {
+        (entry.builder, entry.name): f"{entry.dtype} with {entry.ndim} dimension(s)" for entry in layout.fields
+    }  # shapes may differ between logs; a batch of differing shapes is refused by the loader
+
+
+def _parse(content: Any, path: Path) -> Manifest:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ConvoyError(f"{path} is no manifest of packed shards (format {FORMAT!r} expected).")
+    if content.get("version") != VERSION:
+        raise _other_version(path, content.get("version"))
+    try:
+        layouts = [_layout_from_json(layout) for layout in content["layouts"]]
+        shards = tuple(_shard_from_json(entry, layouts[entry["layout"]]) for entry in content["shards"])
+        builders = tuple(Builder(**entry) for entry in content["builders"])
+        manifest = Manifest(builders, content["origin"], shards)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ConvoyError(
+            f"{path} is damaged ({error!r}). Delete it and run the same `convoy prepare` again: whole shards are kept."
+        ) from error
+    require_one_schema(manifest.shards)
+    require_unique_tokens(manifest.shards)
+    return manifest
+
+
+def _other_version(path: Path, version: Any) -> ConvoyError:
+    return ConvoyError(
+        f"{path} is of version {version}, and this Convoy reads version {VERSION}. Use the Convoy that wrote it, "
+        "or prepare the data again into a new directory."
+    )
+
+
+def layout_to_json(layout: Layout) -> list[dict[str, Any]]:
+    return [asdict(entry) for entry in layout.fields]
+
+
+def _layout_from_json(content: list[dict[str, Any]]) -> Layout:
+    fields = []
+    for entry in content:
+        shape = entry["shape"]
+        fields.append(Field(**entry | {"shape": None if shape is None else tuple(shape)}))
+        if fields[-1].dtype not in ITEM_SIZE or fields[-1].packed not in ITEM_SIZE:
+            raise ValueError(f"unknown dtype of {entry['name']}")
+    return Layout(tuple(fields))
+
+
+def _shard_to_json(shard: Shard) -> dict[str, Any]:
+    content = asdict(shard)
+    del content["layout"]
+    return content
+
+
+def _shard_from_json(content: Mapping[str, Any], layout: Layout) -> Shard:
+    tokens, offsets = tuple(content["tokens"]), content["offsets"]
+    shard = Shard(
+        log=content["log"],
+        part=content["part"],
+        layout=layout,
+        tokens=tokens,
+        bytes=content["bytes"],
+        sha256=content["sha256"],
+        offsets=None if offsets is None else tuple(offsets),
+        failures=tuple(Failure(**failure) for failure in content["failures"]),
+        seconds=content["seconds"],
+    )
+    if (layout.record_bytes is None) != (offsets is not None) and tokens:
+        raise ValueError(f"offsets of shard {shard.name} do not fit its layout")
+    expected = offsets[-1] if offsets else len(tokens) * (layout.record_bytes or 0)
+    if shard.bytes != expected:
+        raise ValueError(f"shard {shard.name} has {shard.bytes} bytes, its records {expected}")
+    return shard
