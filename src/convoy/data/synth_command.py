@@ -11,7 +11,9 @@ from pathlib import Path
 DESCRIPTION = """\
 Write a synthetic data set in NAVSIM's cache format (OUT/<log>/<token>/<builder>.gz): camera panorama, LiDAR
 histogram, ego status, trajectory, boxes and semantic map, for TransFuser, EgoStatusMLP and Convoy's own
-agent. The same seed gives the same bytes. A run that was interrupted is completed by running it again."""
+agent. With --raw, write what such a cache is made from instead: logs, camera pictures, point clouds and nuPlan
+maps, on which NAVSIM's own scripts run with OPENSCENE_DATA_ROOT=OUT and NUPLAN_MAPS_ROOT=OUT/maps. The same seed
+gives the same bytes. A run that was interrupted is completed by running it again."""
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -23,46 +25,66 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--logs", metavar="L", type=int, required=True, help="number of logs")
     parser.add_argument("--seed", metavar="S", type=int, default=0, help="seed of the data set (default: 0)")
     parser.add_argument("--workers", metavar="W", type=int, help="processes (default: one per available CPU)")
+    raw = parser.add_argument_group("raw data")
+    raw.add_argument("--raw", action="store_true", help="write logs, sensor data and maps in place of a cache")
+    raw.add_argument("--split", metavar="NAME", default="mini", help="NAVSIM's data_split (default: mini)")
+    raw.add_argument(
+        "--cameras",
+        choices=("all", "front"),
+        default="all",
+        help="pictures of all eight cameras, or of F0, L0 and R0, which TransFuser sees (default: all)",
+    )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.raw:
+        return _run_raw(args)
     from convoy.data.synthetic import write_cache
 
-    with _progress(args.samples) as progress:
+    with _progress("samples", args.samples) as progress:
         summary = write_cache(args.out, args.samples, args.logs, args.seed, args.workers, progress)
-    megabytes, seconds = round(summary.bytes / 1e6, 1), round(summary.seconds, 1)
-    if args.json:
-        record = {
-            "path": str(summary.path),
-            "samples": summary.samples,
-            "logs": summary.logs,
-            "megabytes": megabytes,
-            "seconds": seconds,
-        }
-        print(json.dumps(record))
-    else:
-        counts = f"{summary.samples} samples in {summary.logs} logs"
-        print(f"{summary.path}: {counts}, {megabytes} MB, {seconds} s")
+    _report(args, summary.path, summary.bytes, summary.seconds, samples=summary.samples, logs=summary.logs)
     return 0
 
 
+def _run_raw(args: argparse.Namespace) -> int:
+    from convoy.data.synthetic.raw import frame_count, write_raw
+
+    with _progress("frames", frame_count(args.samples, args.logs)) as progress:
+        summary = write_raw(
+            args.out, args.samples, args.logs, args.seed, args.split, args.cameras == "all", args.workers, progress
+        )
+    counts = {"samples": summary.samples, "frames": summary.frames, "logs": summary.logs}
+    _report(args, summary.path, summary.bytes, summary.seconds, **counts)
+    return 0
+
+
+def _report(args: argparse.Namespace, path: Path, size: int, seconds: float, **counts: int) -> None:
+    megabytes, seconds = round(size / 1e6, 1), round(seconds, 1)
+    if args.json:
+        print(json.dumps({"path": str(path)} | counts | {"megabytes": megabytes, "seconds": seconds}))
+    else:
+        *others, logs = (f"{count} {what}" for what, count in counts.items())
+        print(f"{path}: {', '.join(others)} in {logs}, {megabytes} MB, {seconds} s")
+
+
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal, else a line every few seconds; both on stderr."""
     if not sys.stderr.isatty():
-        yield _lines(total)
+        yield _lines(what, total)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("Writing samples"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(f"Writing {what}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=total)
         yield lambda count: bar.advance(task, count)
 
 
-def _lines(total: int) -> Callable[[int], None]:
+def _lines(what: str, total: int) -> Callable[[int], None]:
     done, started = 0, time.monotonic()
     printed = started
 
@@ -73,6 +95,6 @@ def _lines(total: int) -> Callable[[int], None]:
         if now - printed >= _SECONDS_BETWEEN_LINES and done < total:
             printed = now
             remaining = (now - started) / done * (total - done)
-            print(f"{done} of {total} samples, about {remaining:.0f} s left", file=sys.stderr, flush=True)
+            print(f"{done} of {total} {what}, about {remaining:.0f} s left", file=sys.stderr, flush=True)
 
     return advance

@@ -5,8 +5,8 @@ rows, joins them and scales by 1/4: panels of 272, 480 and 272 columns by 256 ro
 pinhole camera with nuPlan's focal length; the ground is looked up in a raster seen from above.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -14,18 +14,29 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from convoy.data.synthetic.scene import LANE_WIDTH, ROAD_HALF_WIDTH, WALKWAY_WIDTH, Scene
-from convoy.data.synthetic.shapes import Array, Box, Lane, Vehicle
+from convoy.data.synthetic.shapes import Array, Box, Lane, Light, Pedestrian, SignalPost, Vehicle
 
-HEIGHT = 256
-_FOCAL = 1545 / 4  # pixels
-_MOUNT = np.array([1.6, 0.0, 1.6])  # metres in the ego frame
-_PANELS = ((np.radians(55), 272), (0.0, 480), (np.radians(-55), 272))  # yaw to the left, columns
+FOCAL = 1545  # pixels of a 1920 x 1080 image
+MOUNT = np.array([1.6, 0.0, 1.6])  # metres in the ego frame
 _NEAR = 0.3  # metres; what is nearer to an image plane is cut off
 _HAZE = 90.0  # metres at which 63 % of a colour is haze
 
 _RASTER_PIXEL = 0.1  # metres
 _RASTER_X, _RASTER_Y = 80.0, 60.0  # covers x in [0, 80), y in [-60, 60)
-_GRASS, _WALKWAY, _ROAD, _KERB, _MARK, _BEYOND = range(6)
+GRASS, WALKWAY, ROAD, KERB, MARK, BEYOND = range(6)  # surfaces
+
+
+@dataclass(frozen=True)
+class View:
+    """A pinhole camera at the mount, its axis level; all in pixels, the yaw in radians to the left."""
+
+    yaw: float
+    columns: int
+    rows: int
+    focal: float
+
+
+_PANELS = tuple(View(np.radians(yaw), columns, 256, FOCAL / 4) for yaw, columns in ((55, 272), (0, 480), (-55, 272)))
 
 
 @dataclass(frozen=True)
@@ -51,14 +62,14 @@ class Look:
 
 def render_camera(scene: Scene, look: Look) -> NDArray[np.uint8]:
     """RGB panorama, (256, 1024, 3) uint8."""
-    raster = _ground_raster(scene)
-    return np.concatenate([_render_panel(scene, look, raster, *panel) for panel in _PANELS], axis=1)
+    raster, boxes = _ground_raster(scene), (*scene.buildings, *scene.vehicles)
+    return np.concatenate([render(view, look, raster[_raster_cell(view)], boxes) for view in _PANELS], axis=1)
 
 
 def _ground_raster(scene: Scene) -> NDArray[np.uint8]:
     """Surface class per 0.1 m cell, indexed by y then x; the last cell means "beyond the raster"."""
     columns, rows = int(_RASTER_X / _RASTER_PIXEL), int(2 * _RASTER_Y / _RASTER_PIXEL)
-    image = Image.new("L", (columns, rows), _GRASS)
+    image = Image.new("L", (columns, rows), GRASS)
     draw = ImageDraw.Draw(image)
 
     def fill(polygon: Array, surface: int) -> None:
@@ -66,16 +77,16 @@ def _ground_raster(scene: Scene) -> NDArray[np.uint8]:
 
     # Each surface over all roads before the next, so that the roads open the kerbs where they cross.
     outer = ROAD_HALF_WIDTH + WALKWAY_WIDTH
-    for half_width, surface in ((outer, _WALKWAY), (ROAD_HALF_WIDTH + 0.25, _KERB), (ROAD_HALF_WIDTH, _ROAD)):
+    for half_width, surface in ((outer, WALKWAY), (ROAD_HALF_WIDTH + 0.25, KERB), (ROAD_HALF_WIDTH, ROAD)):
         for road in scene.roads:
             fill(road.strip(-half_width, half_width), surface)
     for road in scene.roads:
         for offset in (-LANE_WIDTH - 0.1, LANE_WIDTH + 0.1):
             for piece in _outside_junction(road, scene.junction):
-                fill(piece.strip(offset - 0.09, offset + 0.09), _MARK)
+                fill(piece.strip(offset - 0.09, offset + 0.09), MARK)
         for dash in _dashes(road, scene.junction):
-            fill(dash.strip(-0.09, 0.09), _MARK)
-    return np.append(np.asarray(image).ravel(), np.uint8(_BEYOND))
+            fill(dash.strip(-0.09, 0.09), MARK)
+    return np.append(np.asarray(image).ravel(), np.uint8(BEYOND))
 
 
 def _outside_junction(road: Lane, junction: tuple[float, float] | None) -> list[Lane]:
@@ -99,46 +110,55 @@ def _dashes(road: Lane, junction: tuple[float, float] | None) -> list[Lane]:
 
 
 @cache
-def _ground_lookup(yaw: float, columns: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """Raster cell and haze share of each pixel below the horizon, both (128, columns)."""
+def ground_points(view: View) -> tuple[Array, Array, NDArray[np.float32]]:
+    """x and y in the ego frame of the ground that each pixel below the horizon shows, and its haze share.
+
+    All (rows / 2, columns).
+    """
     right, down = np.meshgrid(
-        (np.arange(columns) + 0.5 - columns / 2) / _FOCAL, (np.arange(HEIGHT // 2) + 0.5) / _FOCAL
+        (np.arange(view.columns) + 0.5 - view.columns / 2) / view.focal, (np.arange(view.rows // 2) + 0.5) / view.focal
     )
-    depth = _MOUNT[2] / down
-    x = _MOUNT[0] + depth * (np.cos(yaw) + right * np.sin(yaw))
-    y = _MOUNT[1] + depth * (np.sin(yaw) - right * np.cos(yaw))
+    depth = MOUNT[2] / down
+    x = MOUNT[0] + depth * (np.cos(view.yaw) + right * np.sin(view.yaw))
+    y = MOUNT[1] + depth * (np.sin(view.yaw) - right * np.cos(view.yaw))
+    return x, y, (1 - np.exp(-depth / _HAZE)).astype(np.float32)
+
+
+@cache
+def _raster_cell(view: View) -> NDArray[np.intp]:
+    """Raster cell of each pixel below the horizon, (rows / 2, columns)."""
+    x, y, _ = ground_points(view)
     columns_total, rows_total = int(_RASTER_X / _RASTER_PIXEL), int(2 * _RASTER_Y / _RASTER_PIXEL)
     column = np.floor(x / _RASTER_PIXEL).astype(np.intp)
     row = np.floor((y + _RASTER_Y) / _RASTER_PIXEL).astype(np.intp)
     inside = (column >= 0) & (column < columns_total) & (row >= 0) & (row < rows_total)
-    cell = np.where(inside, row * columns_total + column, rows_total * columns_total)
-    return cell, (1 - np.exp(-depth / _HAZE)).astype(np.float32)
+    return np.where(inside, row * columns_total + column, rows_total * columns_total)
 
 
-def _render_panel(scene: Scene, look: Look, raster: NDArray[np.uint8], yaw: float, columns: int) -> NDArray[np.uint8]:
-    cell, haze = _ground_lookup(yaw, columns)
-    ground = look.ground.astype(np.float32)[raster[cell]]
+def render(view: View, look: Look, surfaces: NDArray[np.uint8], boxes: Iterable[Box]) -> NDArray[np.uint8]:
+    """RGB image, (rows, columns, 3) uint8; `surfaces` holds the ground's surface per pixel below the horizon."""
+    haze = ground_points(view)[2]
+    ground = look.ground.astype(np.float32)[surfaces]
     ground += haze[..., None] * (look.haze.astype(np.float32) - ground)
-    share = np.linspace(0, 1, HEIGHT // 2)[:, None, None]
-    sky = np.broadcast_to(look.sky + share * (look.haze - look.sky), (HEIGHT // 2, columns, 3))
+    share = np.linspace(0, 1, view.rows // 2)[:, None, None]
+    sky = np.broadcast_to(look.sky + share * (look.haze - look.sky), (view.rows // 2, view.columns, 3))
     panel = np.clip(np.concatenate([sky, ground]), 0, 255).astype(np.uint8)
 
     image = Image.fromarray(panel)
     draw = ImageDraw.Draw(image)
-    boxes = [*scene.buildings, *scene.vehicles]
-    for box in sorted(boxes, key=lambda box: -np.hypot(box.x - _MOUNT[0], box.y)):  # far ones first
-        _draw_box(draw, box, look, yaw, columns)
+    for box in sorted(boxes, key=lambda box: -np.hypot(box.x - MOUNT[0], box.y)):  # far ones first
+        _draw_box(draw, box, look, view)
     return np.asarray(image)
 
 
-def _draw_box(draw: ImageDraw.ImageDraw, box: Box, look: Look, yaw: float, columns: int) -> None:
-    ahead = (box.x - _MOUNT[0]) * np.cos(yaw) + (box.y - _MOUNT[1]) * np.sin(yaw)
+def _draw_box(draw: ImageDraw.ImageDraw, box: Box, look: Look, view: View) -> None:
+    ahead = (box.x - MOUNT[0]) * np.cos(view.yaw) + (box.y - MOUNT[1]) * np.sin(view.yaw)
     if ahead < -box.length:
         return
-    haze = 1 - np.exp(-np.hypot(box.x - _MOUNT[0], box.y) / _HAZE)
+    haze = 1 - np.exp(-np.hypot(box.x - MOUNT[0], box.y) / _HAZE)
 
     def polygon(vertices: Array, colour: Array) -> None:
-        pixels = _project(vertices, yaw, columns)
+        pixels = _project(vertices, view)
         if len(pixels) >= 3:
             shown = np.clip(colour + haze * (look.haze - colour), 0, 255).astype(int)
             draw.polygon(pixels.ravel().tolist(), fill=tuple(shown.tolist()))
@@ -148,15 +168,21 @@ def _draw_box(draw: ImageDraw.ImageDraw, box: Box, look: Look, yaw: float, colum
         for i in range(4):
             a, b = corners[i], corners[(i + 1) % 4]
             outward = np.array([b[1] - a[1], a[0] - b[0]])
-            if outward @ (_MOUNT[:2] - a) <= 0:
+            if outward @ (MOUNT[:2] - a) <= 0:
                 continue
             # Sides lit from the left of the ego, so that the faces of a box differ.
             shade = 0.75 + 0.2 * outward[1] / np.hypot(*outward)
             face = np.array([[*a, bottom], [*b, bottom], [*b, top], [*a, top]])
             polygon(face, np.array(part.colour) * shade)
-        if top < _MOUNT[2]:
+        if top < MOUNT[2]:
             polygon(np.column_stack([corners, np.full(4, top)]), np.array(part.colour, dtype=np.float64))
 
+    if isinstance(box, SignalPost):
+        _draw_signal(polygon, cuboid, box)
+        return
+    if isinstance(box, Pedestrian):
+        _draw_person(cuboid, box)
+        return
     if not isinstance(box, Vehicle):
         cuboid(box, 0.0, box.height)
         return
@@ -175,7 +201,7 @@ def _draw_lights(polygon: Callable[[Array, Array], None], box: Vehicle, waist: f
     tail = (255, 40, 25) if box.braking else (95, 22, 22)
     for a, b, colour in ((rear_left, rear_right, tail), (front_right, front_left, (225, 225, 205))):
         outward = np.array([b[1] - a[1], a[0] - b[0]])
-        if outward @ (_MOUNT[:2] - a) <= 0:
+        if outward @ (MOUNT[:2] - a) <= 0:
             continue
         for start, end in ((0.0, 0.3), (0.7, 1.0)):
             p, q = a + start * (b - a), a + end * (b - a)
@@ -184,11 +210,48 @@ def _draw_lights(polygon: Callable[[Array, Array], None], box: Vehicle, waist: f
             polygon(light, np.array(colour, dtype=np.float64))
 
 
-def _project(vertices: Array, yaw: float, columns: int) -> Array:
+def _draw_person(cuboid: Callable[[Box, float, float], None], person: Pedestrian) -> None:
+    """Legs, coat and head."""
+    waist, neck = 0.45 * person.height, 0.85 * person.height
+    parts = (
+        (0.7, 0.0, waist, (45, 45, 60)),
+        (1.0, waist, neck, person.colour),
+        (0.5, neck, person.height, (190, 150, 125)),
+    )
+    for share, bottom, top, colour in parts:
+        cuboid(replace(person, length=share * person.length, width=share * person.width, colour=colour), bottom, top)
+
+
+def _draw_signal(
+    polygon: Callable[[Array, Array], None], cuboid: Callable[[Box, float, float], None], post: SignalPost
+) -> None:
+    """A post, a dark housing and, on the side that it looks to, three lamps."""
+    cuboid(post, 0.0, post.height)
+    bottom, width = post.height - 2.1, 0.9
+    housing = Box(post.x, post.y, post.heading, 0.4, width, post.height, (28, 30, 30))
+    cuboid(housing, bottom, post.height)
+    a, _, _, b = housing.corners()
+    outward = np.array([b[1] - a[1], a[0] - b[0]])
+    if outward @ (MOUNT[:2] - a) >= 0:
+        return
+    lit = {
+        Light.GREEN: (0,),
+        Light.AMBER: (1,),
+        Light.RED: (2,),
+        Light.RED_AMBER: (1, 2),
+    }[post.light]
+    for lamp, colour in enumerate(((40, 255, 110), (255, 190, 30), (255, 40, 30))):
+        p, q = a + 0.2 * (b - a), a + 0.8 * (b - a)
+        low, high = bottom + 0.12 + 0.65 * lamp, bottom + 0.68 + 0.65 * lamp
+        shape = np.array([[*p, low], [*q, low], [*q, high], [*p, high]])
+        polygon(shape, np.array(colour, dtype=np.float64) * (1.0 if lamp in lit else 0.2))
+
+
+def _project(vertices: Array, view: View) -> Array:
     """Pixels (M, 2) of a polygon (N, 3) in the ego frame, cut at the near plane; M is 0 behind it."""
-    c, s = np.cos(yaw), np.sin(yaw)
+    c, s = np.cos(view.yaw), np.sin(view.yaw)
     to_camera = np.array([[c, s, 0], [s, -c, 0], [0, 0, -1]])  # rows: depth, right, down
-    points = (vertices - _MOUNT) @ to_camera.T
+    points = (vertices - MOUNT) @ to_camera.T
     kept = []
     for a, b in zip(points, np.roll(points, -1, axis=0), strict=True):
         if a[0] >= _NEAR:
@@ -198,4 +261,4 @@ def _project(vertices: Array, yaw: float, columns: int) -> Array:
     if not kept:
         return np.empty((0, 2))
     depth, right, down = np.array(kept).T
-    return np.stack([right / depth * _FOCAL + columns / 2, down / depth * _FOCAL + HEIGHT / 2], axis=1)
+    return np.stack([right / depth * view.focal + view.columns / 2, down / depth * view.focal + view.rows / 2], axis=1)

@@ -149,7 +149,7 @@ def _paint(rng: np.random.Generator) -> tuple[int, int, int]:
     return paints[rng.integers(len(paints))]
 
 
-def _vehicle(rng: np.random.Generator, pose: tuple[float, float, float], braking: bool = False) -> Vehicle:
+def sample_vehicle(rng: np.random.Generator, pose: tuple[float, float, float], braking: bool = False) -> Vehicle:
     length, width, height = rng.uniform(4.2, 5.2), rng.uniform(1.8, 2.05), rng.uniform(1.45, 1.8)
     return Vehicle(*pose, length, width, height, _paint(rng), braking)
 
@@ -159,7 +159,7 @@ def _lead(rng: np.random.Generator, route: Lane) -> tuple[Vehicle, float, float]
     gap = rng.uniform(4.0, 28.0)
     braking = bool(rng.random() < 0.4)
     speed = float(np.clip((gap - 3.0) / 1.6 + rng.normal(0, 0.2), 0.0, 14.0))
-    vehicle = _vehicle(rng, route.pose(EGO_FRONT + gap + 2.4), braking)
+    vehicle = sample_vehicle(rng, route.pose(EGO_FRONT + gap + 2.4), braking)
     return vehicle, gap, speed
 
 
@@ -201,20 +201,20 @@ def _traffic(rng: np.random.Generator, lane: Lane, junction: tuple[float, float]
     for station in np.arange(12.0, 70.0, 16.0):
         if rng.random() < 0.3 and station > clear:
             x, y, heading = lane.pose(station + rng.uniform(0, 6), LANE_WIDTH)
-            vehicles.append(_vehicle(rng, (x, y, heading - np.pi)))
+            vehicles.append(sample_vehicle(rng, (x, y, heading - np.pi)))
     if rng.random() < 0.4:
-        vehicles.append(_vehicle(rng, lane.pose(rng.uniform(-26.0, -9.0))))
+        vehicles.append(sample_vehicle(rng, lane.pose(rng.uniform(-26.0, -9.0))))
     for station in np.arange(-24.0, 60.0, 9.0):
         near_junction = junction is not None and abs(station - junction[0]) < 14.0
         if rng.random() < 0.15 and not near_junction:
-            vehicles.append(_vehicle(rng, lane.pose(station, -LANE_WIDTH / 2 - 1.9)))
+            vehicles.append(sample_vehicle(rng, lane.pose(station, -LANE_WIDTH / 2 - 1.9)))
     if junction:
         x, y = junction
         for side in (-1, 1):
             if rng.random() < 0.4:
                 distance = ROAD_HALF_WIDTH + rng.uniform(4.0, 9.0)
                 pose = (x - side * LANE_WIDTH / 2, y + side * distance, -side * np.pi / 2)
-                vehicles.append(_vehicle(rng, pose))
+                vehicles.append(sample_vehicle(rng, pose))
     return vehicles
 
 

@@ -1,20 +1,14 @@
 """Write a synthetic cache in NAVSIM's layout, `<out>/<log>/<token>/<builder>.gz`, with many processes."""
 
 import hashlib
-import multiprocessing
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
 
+from convoy.data.synthetic import pool
 from convoy.data.synthetic.sample import build_sample, encode
 from convoy.errors import ConvoyError
 
@@ -80,9 +74,8 @@ def write_cache(
     plan = _Plan(out, logs, seed)
     _check_directory(plan, samples)
     tasks = [range(i, min(i + _SAMPLES_PER_TASK, samples)) for i in range(0, samples, _SAMPLES_PER_TASK)]
-    workers = min(workers or len(os.sched_getaffinity(0)), len(tasks))
     total = 0
-    for task, size in _in_process(plan, tasks) if workers == 1 else _in_pool(plan, tasks, workers):
+    for task, size in pool.run(_write_samples, plan, tasks, workers, prepare=_one_thread):
         total += size
         if progress:
             progress(len(task))
@@ -96,8 +89,7 @@ def _check_numbers(samples: int, logs: int, seed: int, workers: int | None) -> N
         raise ConvoyError(f"Each log needs a sample: samples={samples} is less than logs={logs}.")
     if seed < 0:
         raise ConvoyError(f"The seed must be 0 or more, got {seed}.")
-    if workers is not None and workers < 1:
-        raise ConvoyError(f"workers must be at least 1, got {workers}.")
+    pool.check_workers(workers)
 
 
 def _check_directory(plan: _Plan, samples: int) -> None:
@@ -119,41 +111,8 @@ def _check_directory(plan: _Plan, samples: int) -> None:
             )
 
 
-def _in_process(plan: _Plan, tasks: list[range]) -> Iterator[tuple[range, int]]:
-    for task in tasks:
-        yield task, _write_samples(plan, task)
-
-
-def _in_pool(plan: _Plan, tasks: list[range], workers: int) -> Iterator[tuple[range, int]]:
-    # Spawned, not forked: torch's threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
-        futures = {pool.submit(_write_samples, plan, task): task for task in tasks}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise ConvoyError(
-                "A worker process was killed, most likely for want of memory. "
-                "Run the same command again with fewer workers; finished samples are kept."
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
+def _one_thread() -> None:
     torch.set_num_threads(1)
-    # Ctrl-C reaches the whole process group; the parent answers it and lets the workers finish their task.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    """A killed parent would otherwise leave its workers waiting for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
 
 
 def _write_samples(plan: _Plan, indices: range) -> int:
