@@ -12,10 +12,24 @@ AGENT ?= bev_fusion_agent
 VARIANT ?= auto
 PYTEST_ARGS ?=
 
+# Of `make image` and `make docker`; the empty ones say: as the recipe has it.
+SIF ?= build/convoy.sif
+BASE ?=
+CA ?=
+APT_MIRROR ?=
+EXTRA ?=
+WEIGHTS ?=
+DOCKER ?= docker
+DOCKER_FLAGS ?=
+IMAGE_VARIANT = $(if $(filter auto,$(VARIANT)),cuda,$(VARIANT))
+IMAGE_OPTIONS = --variant $(IMAGE_VARIANT) $(if $(BASE),--base '$(BASE)') $(if $(CA),--ca '$(CA)') \
+	$(if $(APT_MIRROR),--apt-mirror '$(APT_MIRROR)') $(if $(EXTRA),--extra '$(EXTRA)') \
+	$(if $(WEIGHTS),--weights '$(WEIGHTS)')
+
 .PHONY: help
 help:  ## list the targets
 	@echo "Convoy: make TARGET [PYTHON=python3.12] [VARIANT=cpu|cuda] [AGENT=$(AGENT)] [PYTEST_ARGS=...]"
-	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  %-18s %s\n", $$1, $$2}' Makefile
 
 .PHONY: venv
 venv:  ## make .venv with the hash-locked requirements and Convoy
@@ -32,6 +46,23 @@ test: venv  ## run the test suite
 .PHONY: navsim
 navsim: venv  ## check out NAVSIM and nuplan-devkit at their pinned commits: build/
 	@.venv/bin/python image/checkout.py build
+
+.PHONY: image
+image:  ## build the Apptainer image build/convoy.sif [BASE= CA= APT_MIRROR= EXTRA= WEIGHTS=]
+	@$(PYTHON) image/build.py apptainer $(IMAGE_OPTIONS) --output '$(SIF)'
+
+.PHONY: image-reproducible
+image-reproducible:  ## build the Apptainer image twice from nothing and compare
+	@$(PYTHON) image/reproduce.py $(IMAGE_OPTIONS)
+
+.PHONY: docker
+docker:  ## build its Docker twin convoy:cuda or convoy:cpu [DOCKER_FLAGS='--network host']
+	@$(PYTHON) image/build.py docker $(IMAGE_OPTIONS) --docker '$(DOCKER)' --docker-flags '$(DOCKER_FLAGS)'
+
+.PHONY: shell
+shell:  ## open a shell in the Apptainer image, with this checkout's src/ over the installed package
+	@apptainer exec --bind '$(CURDIR)/src:/opt/convoy/src' $(if $(NAVSIM_DEVKIT_ROOT),--bind \
+		'$(NAVSIM_DEVKIT_ROOT):/opt/navsim' --env NAVSIM_DEVKIT_ROOT=/opt/navsim) '$(SIF)' bash
 
 .PHONY: lint
 lint: venv  ## check Python with ruff, and bash with shellcheck where it is installed

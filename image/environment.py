@@ -65,14 +65,18 @@ def pip(python: Path, *arguments: str | Path) -> None:
         sys.exit("pip could not install what is locked (its message is above); then run the same command again")
 
 
-def install(python: Path, lock_file: Path) -> None:
-    """Installs the lock, then the project on top, all with the locked build backend."""
+def install_lock(python: Path, lock_file: Path) -> None:
+    """Installs the locked set, with the locked build backend."""
     with tempfile.TemporaryDirectory() as scratch:
         backend = Path(scratch, "backend.txt")
         backend.write_text(blocks(lock_file.read_text())["setuptools"])
         pip(python, "--require-hashes", "--no-deps", "--requirement", backend)
     pip(python, "--require-hashes", "--no-build-isolation", "--use-pep517", "--requirement", lock_file)
-    pip(python, "--no-deps", "--no-build-isolation", "--editable", ROOT)
+
+
+def install_project(python: Path, root: Path) -> None:
+    """Makes the package at `root` importable, from there."""
+    pip(python, "--no-deps", "--no-build-isolation", "--editable", root)
 
 
 def digest(variant: str) -> str:
@@ -116,7 +120,8 @@ def main() -> None:
         return
     print(f"Installing the {variant.upper()} set: {reason}", flush=True)
     stamp.write_text(made)
-    install(python, REQUIREMENTS / f"{variant}.txt")
+    install_lock(python, REQUIREMENTS / f"{variant}.txt")
+    install_project(python, ROOT)
     stamp.write_text("\n".join(done))
 
 

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from convoy import check_command
+    from convoy import check_command, doctor, image_command
     from convoy.data import synth_command
 
     parser = argparse.ArgumentParser(
@@ -42,6 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, command, summary in (
         ("synth", synth_command, "write a synthetic data set in NAVSIM's cache format"),
         ("check", check_command, "check a training's configuration against a launch, without starting it"),
+        ("doctor", doctor, "what a run can count on here: GPUs, driver, NCCL, NAVSIM, shared memory, paths"),
+        ("image", image_command, "what the image that this runs in is made of, and its digest"),
     ):
         sub = commands.add_parser(name, help=summary)
         command.add_arguments(sub)

@@ -1,8 +1,10 @@
 """Where this process stands among the others: the one module that reads scheduler and torchrun variables."""
 
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from convoy.errors import ConvoyError
 
@@ -35,9 +37,17 @@ class Topology:
             )
 
     @classmethod
-    def planned(cls, num_nodes: int, processes_per_node: int) -> "Topology":
-        """The topology that a launch of this size will have, seen from rank 0."""
+    def planned(
+        cls,
+        num_nodes: int,
+        processes_per_node: int,
+        environment: Mapping[str, str] = MappingProxyType({}),
+        run_id: str | None = None,
+    ) -> "Topology":
+        """The topology that a launch of this size will have, seen from rank 0; `environment` names the job."""
         return cls(
+            job_id=_job_id(environment),
+            run_id=run_id,
             world_size=num_nodes * processes_per_node,
             local_world_size=processes_per_node,
             num_nodes=num_nodes,
@@ -88,6 +98,114 @@ class Topology:
             f"rank {self.rank} of {self.world_size} (node {self.node_rank} of {self.num_nodes}, "
             f"local rank {self.local_rank} of {self.local_world_size}) on {self.host}, {self.launcher}"
         )
+
+
+def gpus_of_node(environment: Mapping[str, str]) -> int | None:
+    """How many GPUs SLURM gave the job on this node, or None where it does not say."""
+    given = environment.get("SLURM_GPUS_ON_NODE", "")
+    return int(given) if given.isdigit() else None
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How this node takes part in a launch, before torchrun starts its ranks. `where` says so in one line.
+
+    `endpoint` is None where the node is alone; `peer` is another node's name or address, to choose an interface by;
+    `is_host` tells whether the rendezvous is on this node, None leaves that to torchrun.
+    """
+
+    nodes: int
+    processes: int
+    where: str
+    endpoint: str | None = None
+    is_host: bool | None = None
+    peer: str | None = None
+    run_id: str | None = None
+    local_address: str | None = None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str], gpus: int) -> "Launch":
+        """Read Convoy's own launch facts, else those of an srun task, else the node is alone.
+
+        `gpus` are those that the node shows; without any other word there is a rank for each, and at least one.
+        Raises ConvoyError where srun started several tasks on a node: each would start all of its ranks.
+        """
+        job = environment.get("SLURM_JOB_ID")
+        host = environment.get("SLURMD_NODENAME") or socket.gethostname()
+        allocated = environment.get("SLURM_GPUS_ON_NODE", "")
+        processes = _count(environment, "CONVOY_PROCESSES_PER_NODE") or (int(allocated) if allocated else gpus) or 1
+        tasks, step_nodes = (int(environment.get(f"SLURM_STEP_NUM_{what}", "1")) for what in ("TASKS", "NODES"))
+        in_step = "SLURM_STEP_ID" in environment
+        if in_step and tasks > step_nodes and tasks > 1:
+            raise ConvoyError(
+                f"srun started {tasks} tasks on {step_nodes} node(s), and torchrun starts the ranks: one task per node, "
+                "srun --ntasks-per-node=1."
+            )
+        named = dict(
+            run_id=environment.get("CONVOY_RUN_ID") or None, local_address=environment.get("CONVOY_LOCAL_ADDR") or None
+        )
+        nodes = _count(environment, "CONVOY_NODES")
+        if nodes is not None:
+            is_host = environment.get("CONVOY_RDZV_IS_HOST")
+            others = [name for name in environment.get("CONVOY_HOSTS", "").split() if name != host]
+            by = f"SLURM job {job}" if job else "by hand"
+            return cls(
+                nodes,
+                processes,
+                f"{by}: {nodes} node(s) x {processes} rank(s)",
+                endpoint=environment.get("CONVOY_RDZV_ENDPOINT") or None,
+                is_host=None if is_host is None else is_host == "1",
+                peer=others[0] if others else None,
+                **named,
+            )
+        if in_step and step_nodes > 1:
+            hosts = expand_hosts(environment["SLURM_STEP_NODELIST"])
+            step = f"{job}.{environment['SLURM_STEP_ID']}"
+            named["run_id"] = named["run_id"] or step
+            return cls(
+                step_nodes,
+                processes,
+                f"srun in SLURM job {job}: {step_nodes} node(s) x {processes} rank(s)",
+                endpoint=hosts[0],
+                is_host=environment["SLURM_NODEID"] == "0",
+                peer=hosts[1] if environment["SLURM_NODEID"] == "0" else hosts[0],
+                **named,
+            )
+        where = f"alone on {host}: {processes} rank(s)"
+        if job:
+            where = f"SLURM job {job}, {where}"
+            if int(environment.get("SLURM_JOB_NUM_NODES", "1")) > 1 and not in_step:
+                where += f"; slurm/launch.sh or srun would take all {environment['SLURM_JOB_NUM_NODES']} nodes of the job"
+        return cls(1, processes, where, **named)
+
+
+def expand_hosts(names: str) -> list[str]:
+    """The hosts of a SLURM list, `gl[001,006-008],h1` for example, in its order.
+
+    For where scontrol is not, in the container; on a node the launch asks scontrol.
+    """
+    hosts: list[str] = []
+    for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", names):
+        found = [""]
+        for literal, ranges in re.findall(r"([^\[]*)(?:\[([^\]]*)\])?", part):
+            values = [number for item in ranges.split(",") for number in _range(item)] if ranges else [""]
+            found = [f"{start}{literal}{value}" for start in found for value in values]
+        hosts += found
+    return hosts
+
+
+def _range(item: str) -> list[str]:
+    first, _, last = item.partition("-")
+    return [f"{number:0{len(first)}d}" for number in range(int(first), int(last or first) + 1)]
+
+
+def _count(environment: Mapping[str, str], name: str) -> int | None:
+    text = environment.get(name)
+    if not text:
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise ConvoyError(f"{name}={text} must be a whole number of at least 1.")
+    return int(text)
 
 
 def _job_id(environment: Mapping[str, str]) -> str | None:
