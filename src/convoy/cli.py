@@ -1,11 +1,23 @@
-"""`convoy`: the command. Each subcommand imports what it needs when it runs, so that --help is immediate."""
+"""`convoy`: the command. Only the module of the subcommand that runs is imported, so that --help is immediate."""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from convoy import __version__
 from convoy.errors import ConvoyError
+
+# Name, the module with its `add_arguments` and `run`, and one line of help.
+COMMANDS = (
+    ("synth", "convoy.data.synth_command", "write a synthetic data set in NAVSIM's cache format"),
+    ("check", "convoy.check_command", "check a training's configuration against a launch, without starting it"),
+    ("doctor", "convoy.doctor", "what a run can count on here: GPUs, driver, NCCL, NAVSIM, shared memory, paths"),
+    ("image", "convoy.image_command", "what the image that this runs in is made of, and its digest"),
+    ("submit", "convoy.jobs.submit_command", "check a training before it queues, then submit it with sbatch"),
+    ("rendezvous", "convoy.launch.rendezvous_command", "what slurm/launch.sh asks on the first node of a job"),
+    ("failure", "convoy.launch.failure_command", "the rank that failed first in a start of a run"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -15,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from convoy.train import main as train  # its arguments are Hydra's, passed on untouched
 
         return train(arguments[1:])
-    parsed = _parser().parse_args(arguments)
+    parsed = _parser(arguments[:1]).parse_args(arguments)
     try:
         return parsed.run(parsed)
     except ConvoyError as error:
@@ -23,10 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
 
 
-def _parser() -> argparse.ArgumentParser:
-    from convoy import check_command, doctor, image_command
-    from convoy.data import synth_command
-
+def _parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
+    """With the arguments of the subcommand `wanted`; the others have their line of help only."""
     parser = argparse.ArgumentParser(
         prog="convoy", description="Train NAVSIM agents on many SLURM nodes from one image."
     )
@@ -39,15 +49,12 @@ def _parser() -> argparse.ArgumentParser:
         "agent=transfuser_agent cache_path=/data/cache global_batch=64",
     )
     train.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    for name, command, summary in (
-        ("synth", synth_command, "write a synthetic data set in NAVSIM's cache format"),
-        ("check", check_command, "check a training's configuration against a launch, without starting it"),
-        ("doctor", doctor, "what a run can count on here: GPUs, driver, NCCL, NAVSIM, shared memory, paths"),
-        ("image", image_command, "what the image that this runs in is made of, and its digest"),
-    ):
+    for name, module, summary in COMMANDS:
         sub = commands.add_parser(name, help=summary)
-        command.add_arguments(sub)
-        sub.set_defaults(run=command.run)
+        if name in wanted:
+            command = import_module(module)
+            command.add_arguments(sub)
+            sub.set_defaults(run=command.run)
     return parser
 
 

@@ -175,7 +175,9 @@ class Launch:
         if job:
             where = f"SLURM job {job}, {where}"
             if int(environment.get("SLURM_JOB_NUM_NODES", "1")) > 1 and not in_step:
-                where += f"; slurm/launch.sh or srun would take all {environment['SLURM_JOB_NUM_NODES']} nodes of the job"
+                where += (
+                    f"; slurm/launch.sh or srun would take all {environment['SLURM_JOB_NUM_NODES']} nodes of the job"
+                )
         return cls(1, processes, where, **named)
 
 

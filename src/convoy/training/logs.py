@@ -39,7 +39,7 @@ def speak_on_rank_zero(topology: Topology) -> None:
 
 def write_to(run: RunDirectory, topology: Topology) -> None:
     """Append everything that this rank logs to `logs/rank-<rank>.log`."""
-    handler = logging.FileHandler(run.logs / f"rank-{topology.rank:03d}.log")
+    handler = logging.FileHandler(run.rank_log(topology.rank))
     handler.setFormatter(logging.Formatter(f"%(asctime)s {topology.host} [{topology.rank}] %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     logger.info(str(topology)) if not topology.is_rank_zero else None
