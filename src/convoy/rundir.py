@@ -23,6 +23,8 @@ MAY_CHANGE = (
     "trainer.params.max_epochs",
     "trainer.params.log_every_n_steps",
     "dataloader.params.",
+    "data.stage",
+    "data.trust_cache",
     "checkpoint.",
     "distributed_timeout_minutes",
     "validate_first",
@@ -43,6 +45,9 @@ class RunDirectory:
     def logs(self) -> Path:
         """One `rank-<rank>.log` per rank."""
         return self.root / "logs"
+
+    def rank_log(self, rank: int) -> Path:
+        return self.logs / f"rank-{rank:03d}.log"
 
     @property
     def checkpoints(self) -> Path:
@@ -72,9 +77,13 @@ class RunDirectory:
 
 
 def choose_root(config: DictConfig, topology: Topology) -> Path:
-    """`run_dir`, or a name that stays the same over every requeue of a job. Call on rank 0 only: it reads the clock."""
-    if config.run_dir:
-        return Path(config.run_dir).absolute()
+    """`run_dir`, or the launch's choice, or a name that stays the same over every requeue of a job.
+
+    Without a job it reads the clock: then one process chooses for all.
+    """
+    chosen = config.run_dir or os.environ.get("CONVOY_RUN_DIR")
+    if chosen:
+        return Path(chosen).absolute()
     name = topology.job_id or topology.run_id or datetime.now().strftime("%Y%m%d-%H%M%S")
     return Path(os.environ.get("NAVSIM_EXP_ROOT", "exp")).absolute() / config.experiment_name / name
 
@@ -85,8 +94,7 @@ def open_run(root: Path, config: DictConfig) -> RunDirectory:
     Raises ConvoyError, showing the difference, when it belongs to another one, or when it cannot be written.
     """
     run = RunDirectory(root)
-    if run.config.is_file():
-        _refuse_other_configuration(run, config)
+    require_same_configuration(root, config)
     try:
         for folder in (run.logs, run.checkpoints):
             folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +108,11 @@ def open_run(root: Path, config: DictConfig) -> RunDirectory:
     return run
 
 
-def _refuse_other_configuration(run: RunDirectory, config: DictConfig) -> None:
+def require_same_configuration(root: Path, config: DictConfig) -> None:
+    """Raise ConvoyError, showing the difference, where the run directory `root` belongs to another configuration."""
+    run = RunDirectory(root)
+    if not run.config.is_file():
+        return
     old = OmegaConf.load(run.config)
     assert isinstance(old, DictConfig)
     changed = {key: values for key, values in differences(old, config).items() if not key.startswith(MAY_CHANGE)}

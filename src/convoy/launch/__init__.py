@@ -1,1 +1,1 @@
-"""The launch, as far as it happens in the container: addresses and ports, torchrun on each node, the report of a failure."""
+"""The launch, as far as it happens in the container: addresses, ports, torchrun on each node, failures."""

@@ -1,4 +1,4 @@
-"""`convoy failure`: the first rank that failed in a start of a run, as slurm/launch.sh shows it at the end of its log."""
+"""`convoy failure`: the first rank that failed in a start of a run, as slurm/launch.sh shows it at its end."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which of this machine's addresses its peers reach, on which interface, and a port that is free. Standard library only."""
+"""Which of this machine's addresses its peers reach, on which interface, and a free port. Standard library only."""
 
 import errno
 import fcntl
@@ -37,9 +37,7 @@ def address_towards(peer: str) -> str:
             own = str(probe.getsockname()[0])
         if not own.startswith("127.") and own != "::1":
             return own
-    raise ConvoyError(
-        f"{socket.gethostname()} has no route to {peer} other than loopback. Check /etc/hosts for {peer}."
-    )
+    raise ConvoyError(f"{socket.gethostname()} has no route to {peer} but loopback. Check /etc/hosts for {peer}.")
 
 
 def interface_of(address: str) -> str | None:

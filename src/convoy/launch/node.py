@@ -1,4 +1,4 @@
-"""`python -m convoy.launch.node OVERRIDE…`: one node's part of a training, in the container: torchrun, one rank per GPU.
+"""`python -m convoy.launch.node OVERRIDE…`: one node's part of a training, in the container: torchrun.
 
 Alone, under srun, or one of several nodes whose launch facts the environment gives (entrypoint/train.sh lists them).
 """
@@ -40,7 +40,7 @@ def main(overrides: Sequence[str] | None = None) -> int:
 
 
 def check(overrides: Sequence[str], launch: Launch) -> Path | None:
-    """Raise ConvoyError for what would fail later. Returns the run directory, or None where the nodes cannot know it."""
+    """Raise ConvoyError for what would fail later. Returns the run directory, None where nodes cannot know it."""
     topology = Topology.planned(launch.nodes, launch.processes, os.environ, launch.run_id)
     settings = config.load(overrides, topology)
     if launch.nodes > 1 and not (settings.config.run_dir or topology.job_id or topology.run_id):
