@@ -138,8 +138,8 @@ class Launch:
         in_step = "SLURM_STEP_ID" in environment
         if in_step and tasks > step_nodes and tasks > 1:
             raise ConvoyError(
-                f"srun started {tasks} tasks on {step_nodes} node(s), and torchrun starts the ranks: one task per node, "
-                "srun --ntasks-per-node=1."
+                f"srun started {tasks} tasks on {step_nodes} node(s), and torchrun starts the ranks: one task "
+                "per node, srun --ntasks-per-node=1."
             )
         named = dict(
             run_id=environment.get("CONVOY_RUN_ID") or None, local_address=environment.get("CONVOY_LOCAL_ADDR") or None
