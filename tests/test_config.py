@@ -105,7 +105,7 @@ def test_cache_that_is_not_there(tmp_path):
 
 
 def test_empty_cache(tmp_path):
-    with pytest.raises(ConvoyError, match="is empty: expected <log>/<token>/<builder>.gz"):
+    with pytest.raises(ConvoyError, match="is empty: expected packed shards"):
         load(f"cache_path={tmp_path}")
 
 

@@ -138,9 +138,10 @@ def test_a_cache_without_the_builders_files(settings, train, ego_cache):
 def test_an_unreadable_file_is_named_or_skipped(settings, train, ego_cache, tmp_path):
     config = OmegaConf.create({"cache_path": str(ego_cache), "train_logs": None, "val_logs": None,
                                "data": {"val_fraction": 0.25}})  # fmt: skip
+    from convoy.data.cache import logs_in
     from convoy.data.split import choose_logs
 
-    log = choose_logs(config).train[0]
+    log = choose_logs(config, logs_in(ego_cache)).train[0]
     bad = sorted((ego_cache / log).iterdir())[0] / "ego_status_feature.gz"
     bad.write_bytes(bad.read_bytes()[:30])
     done = train(*settings, "trainer.params.max_epochs=1", "dataloader.params.num_workers=1")

@@ -163,7 +163,7 @@ def _check_cache_only(config: DictConfig) -> None:
 def _check_cache_directory(config: DictConfig) -> None:
     if OmegaConf.is_missing(config, "cache_path") or not config.cache_path:
         raise ConvoyError(
-            "cache_path is not set: give the folder of a NAVSIM feature cache, cache_path=/path. "
+            "cache_path is not set: give a folder of packed shards or a NAVSIM feature cache, cache_path=/path. "
             "`convoy synth DIR --samples 64 --logs 8` makes one to try."
         )
     path = Path(config.cache_path)
@@ -171,7 +171,9 @@ def _check_cache_directory(config: DictConfig) -> None:
         raise ConvoyError(f"cache_path={path} is not a directory on this machine. Is the file system bound or mounted?")
     with os.scandir(path) as entries:
         if not any(entry.is_dir() for entry in entries):
-            raise ConvoyError(f"cache_path={path} is empty: expected <log>/<token>/<builder>.gz below it.")
+            raise ConvoyError(
+                f"cache_path={path} is empty: expected packed shards (manifest.json), or <log>/<token>/<builder>.gz."
+            )
 
 
 def _check_split(config: DictConfig) -> None:

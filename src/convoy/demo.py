@@ -138,7 +138,7 @@ def _plot(overrides: list[str], run_dir: Path, path: Path) -> Path:
     import torch
 
     from convoy.agents.navsim import build_agent
-    from convoy.data.cache import Builders, CacheDataset, Split, collate, scan
+    from convoy.data.cache import Builders, CacheDataset, Split, collate, logs_in, scan
     from convoy.data.split import choose_logs
     from convoy.rundir import RunDirectory
     from convoy.training.plot import plot_trajectories
@@ -152,7 +152,7 @@ def _plot(overrides: list[str], run_dir: Path, path: Path) -> Path:
         tuple(builder.get_unique_name() for builder in agent.get_target_builders()),
     )
     cache = Path(settings.config.cache_path)
-    samples = scan(cache, choose_logs(settings.config).val, builders).samples
+    samples = scan(cache, choose_logs(settings.config, logs_in(cache)).val, builders).samples
     data = CacheDataset(Split(cache, samples), builders)
     picked = range(0, len(data), max(1, len(data) // 8))[:8]
     features, targets = collate([data[index] for index in picked])

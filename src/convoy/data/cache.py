@@ -1,10 +1,11 @@
 """NAVSIM's feature cache: `<cache>/<log>/<token>/<builder>.gz`, each file a gzipped pickle of a dict of tensors.
 
-The format is that of `dump_feature_target_to_pickle` in navsim/planning/training/dataset.py. A cache is unpickled,
-so it is trusted like a program: train only from caches that you or your group made.
+The format is that of `dump_feature_target_to_pickle` in navsim/planning/training/dataset.py. A pickle can run code when
+it is read; only what a dict of tensors is made of is allowed, unless the cache is declared trusted.
 """
 
 import gzip
+import io
 import json
 import os
 import pickle
@@ -14,7 +15,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
@@ -115,11 +118,19 @@ def require_complete(scan: Scan, cache: Path, split: str, skip_bad: bool) -> Non
         )
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """Read one builder's file. Raises ConvoyError, naming the file, when it is truncated or no dict of tensors."""
+def read(path: Path, trusted: bool = False) -> dict[str, Tensor]:
+    """Read one builder's file. Raises ConvoyError, naming the file, when it is truncated or no dict of tensors.
+
+    Unless it is `trusted`, anything else that the pickle asks for is refused before it runs.
+    """
     try:
         with gzip.open(path, "rb") as file:
-            content = pickle.load(file)
+            content = pickle.load(file) if trusted else _TensorUnpickler(file).load()
+    except _Refused as error:
+        raise ConvoyError(
+            f"{path} asks for {error} when it is read, which dicts of tensors do not need and which can run any code: "
+            "refused. If you know who made this cache, declare it trusted: data.trust_cache=true."
+        ) from error
     except UNREADABLE as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ConvoyError(
@@ -134,6 +145,37 @@ def read(path: Path) -> dict[str, Tensor]:
     return content
 
 
+class _Refused(Exception):
+    """The name of what a pickle asks for."""
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Loads what pickled tensors are made of, and nothing else."""
+
+    _ALLOWED = {
+        ("torch._utils", "_rebuild_tensor_v2"),
+        ("torch._utils", "_rebuild_parameter"),
+        ("collections", "OrderedDict"),
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return _load_storage
+        if (module, name) in self._ALLOWED:
+            return super().find_class(module, name)
+        raise _Refused(f"{module}.{name}")
+
+
+def _load_storage(content: bytes) -> Any:
+    """As torch.storage._load_from_bytes, which would unpickle anything."""
+    try:
+        return torch.load(io.BytesIO(content), weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" in str(error):
+            raise _Refused("a storage that is none") from error
+        raise
+
+
 class CacheDataset(Dataset[Sample | ConvoyError]):
     """Samples of a split by index, each a pair of dicts (features, targets) as NAVSIM's own datasets give.
 
@@ -142,10 +184,13 @@ class CacheDataset(Dataset[Sample | ConvoyError]):
     readable sample of the split, so that the batches keep their size and order.
     """
 
-    def __init__(self, split: Split, builders: Builders, skipped_log: Path | None = None) -> None:
+    def __init__(
+        self, split: Split, builders: Builders, skipped_log: Path | None = None, trusted: bool = False
+    ) -> None:
         self.split = split
         self.builders = builders
         self.skipped_log = skipped_log
+        self.trusted = trusted
 
     def __len__(self) -> int:
         return len(self.split.samples)
@@ -168,7 +213,7 @@ class CacheDataset(Dataset[Sample | ConvoyError]):
         targets: dict[str, Tensor] = {}
         for names, tensors in ((self.builders.features, features), (self.builders.targets, targets)):
             for name in names:
-                tensors.update(read(folder / f"{name}.gz"))
+                tensors.update(read(folder / f"{name}.gz", self.trusted))
         return features, targets
 
 

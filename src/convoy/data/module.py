@@ -1,23 +1,33 @@
-"""The Lightning data module over a feature cache."""
+"""The Lightning data module over a gzip cache or packed shards."""
 
-from typing import Any
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
 
 import convoy.torchvision_cpu  # noqa: F401  # before Lightning, which imports torchvision
 
 # isort: split
 import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
-from convoy.data.cache import Builders, CacheDataset, Sample, Split, collate
+from convoy.data.cache import Builders, CacheDataset, Sample, collate
 from convoy.data.order import TrainingOrder, ValidationOrder
+from convoy.data.packed_batch import PackedBatch
+from convoy.data.shard_loader import ShardLoader, ShardReader, ShardSplit
+from convoy.data.source import Split
+from convoy.data.staging import StagedShards, Staging, staged_folder
 from convoy.errors import ConvoyError
 from convoy.global_batch import BatchPlan
 from convoy.rundir import RunDirectory
 from convoy.topology import Topology
 
+Batch = Sample | PackedBatch | ConvoyError
+Order = TrainingOrder | ValidationOrder
 
-class CacheDataModule(pl.LightningDataModule):
+
+class DataModule(pl.LightningDataModule):
     """Loaders of the two splits; keeps in the checkpoint how far the epoch's order has been consumed."""
 
     def __init__(
@@ -30,33 +40,41 @@ class CacheDataModule(pl.LightningDataModule):
         topology: Topology,
         run: RunDirectory,
     ) -> None:
+        """Raises ConvoyError when the data cannot be staged as asked."""
         super().__init__()
-        skipped_log = run.skipped_samples if config.data.skip_bad else None
-        self.train_data = CacheDataset(train, builders, skipped_log)
-        self.val_data = CacheDataset(val, builders, skipped_log)
+        self.train_split, self.val_split = train, val
         self.batches = batches
         self.train_order = TrainingOrder(
             len(train.samples), batches.global_batch, topology.world_size, topology.rank, config.seed
         )
         self.val_order = ValidationOrder(len(val.samples), topology.world_size, topology.rank)
-        self._loader_options = _loader_options(config)
+        if isinstance(train, ShardSplit) and isinstance(val, ShardSplit):
+            self._loaders: _Loaders = _ShardLoaders([train, val], builders, config, topology)
+        else:
+            self._loaders = _CacheLoaders(builders, config, run)
 
-    def train_dataloader(self) -> DataLoader[Sample | ConvoyError]:
-        return self._loader(self.train_data, self.train_order)
+    def train_dataloader(self) -> Iterable[Batch]:
+        return self._loaders.open(self.train_split, self.train_order, self.batches.rank_batch)
 
-    def val_dataloader(self) -> DataLoader[Sample | ConvoyError]:
-        return self._loader(self.val_data, self.val_order)
+    def val_dataloader(self) -> Iterable[Batch]:
+        return self._loaders.open(self.val_split, self.val_order, self.batches.rank_batch)
 
-    def _loader(self, data: CacheDataset, order: TrainingOrder | ValidationOrder) -> DataLoader[Sample | ConvoyError]:
-        return DataLoader(
-            data, batch_size=self.batches.rank_batch, sampler=order, collate_fn=collate, **self._loader_options
-        )
+    def teardown(self, stage: str) -> None:
+        self._loaders.close()
 
-    def on_before_batch_transfer(self, batch: Sample | ConvoyError, dataloader_idx: int) -> Sample:
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Sample | PackedBatch:
         """Raise here, in the main process, what a loader could not read."""
         if isinstance(batch, ConvoyError):
             raise batch
         return batch
+
+    def transfer_batch_to_device(
+        self, batch: Sample | PackedBatch, device: torch.device, dataloader_idx: int
+    ) -> Sample:
+        """A packed batch crosses in its packed bytes and is decoded on the other side."""
+        if isinstance(batch, PackedBatch):
+            return batch.to(device).decode()
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def own_validation_samples(self, batch_index: int) -> int:
         """How many samples at the head of this rank's validation batch are not repeats of other ranks' samples."""
@@ -67,30 +85,81 @@ class CacheDataModule(pl.LightningDataModule):
         """`<log>/<token>` of this rank's training batch, recomputed from the order."""
         start = batch_index * self.batches.rank_batch
         indices = self.train_order.rank_order(epoch)[start : start + self.batches.rank_batch]
-        return [self.train_data.split.samples[index] for index in indices]
+        return [self.train_split.samples[index] for index in indices]
 
     def state_dict(self) -> dict[str, Any]:
         assert self.trainer is not None
         progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
         consumed = progress.ready * self.batches.rank_batch * self.batches.world_size
-        return {"epoch": self.trainer.current_epoch, "consumed": consumed, "samples": len(self.train_data)}
+        return {"epoch": self.trainer.current_epoch, "consumed": consumed, "samples": len(self.train_split.samples)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict["samples"] != len(self.train_data):
+        if state_dict["samples"] != len(self.train_split.samples):
             raise ConvoyError(
                 f"The checkpoint was trained on {state_dict['samples']} samples; the training split now has "
-                f"{len(self.train_data)}. Go on with the cache and logs of its start, or give a new run_dir."
+                f"{len(self.train_split.samples)}. Go on with the cache and logs of its start, or give a new run_dir."
             )
         self.train_order.resume(state_dict["epoch"], state_dict["consumed"])
 
 
-def _loader_options(config: DictConfig) -> dict[str, Any]:
-    """DataLoader arguments from NAVSIM's `dataloader.params`, less what needs worker processes when there are none."""
-    params = config.dataloader.params
-    options: dict[str, Any] = {
-        "num_workers": params.num_workers,
-        "pin_memory": params.pin_memory and config.trainer.params.accelerator != "cpu",
-    }
-    if params.num_workers > 0:
-        options |= {"prefetch_factor": params.prefetch_factor, "persistent_workers": True}
-    return options
+class _Loaders(Protocol):
+    def open(self, split: Any, order: Order, batch_size: int) -> Iterable[Batch]: ...
+
+    def close(self) -> None: ...
+
+
+class _CacheLoaders:
+    """DataLoaders over the gzip cache, with NAVSIM's `dataloader.params`."""
+
+    def __init__(self, builders: Builders, config: DictConfig, run: RunDirectory) -> None:
+        self._builders = builders
+        self._skipped_log = run.skipped_samples if config.data.skip_bad else None
+        self._trusted = config.data.trust_cache
+        params = config.dataloader.params
+        self._options: dict[str, Any] = {"num_workers": params.num_workers, "pin_memory": _pins(config)}
+        if params.num_workers > 0:
+            self._options |= {"prefetch_factor": params.prefetch_factor, "persistent_workers": True}
+
+    def open(self, split: Any, order: Order, batch_size: int) -> Iterable[Batch]:
+        data = CacheDataset(split, self._builders, self._skipped_log, self._trusted)
+        return DataLoader(data, batch_size=batch_size, sampler=order, collate_fn=collate, **self._options)
+
+    def close(self) -> None:
+        pass
+
+
+class _ShardLoaders:
+    """Loaders over packed shards: one reader for both splits, and the staged copies where data.stage asks for them.
+
+    `dataloader.params.num_workers` are its threads, `prefetch_factor` the batches that are read ahead.
+    """
+
+    def __init__(self, splits: list[ShardSplit], builders: Builders, config: DictConfig, topology: Topology) -> None:
+        self._builders = builders
+        self._staging: Staging | None = None
+        staged = None
+        if config.data.stage is not None:
+            shards = [shard for split in splits for shard in split.shards]
+            folder = staged_folder(Path(config.data.stage), shards)
+            staged = StagedShards(folder)
+            if topology.local_rank == 0:
+                limit = config.data.stage_gb
+                self._staging = Staging(splits[0].root, shards, folder, None if limit is None else limit * 1e9)
+        params = config.dataloader.params
+        self._reader = ShardReader(params.num_workers, _pins(config), staged)
+        self._prefetch = params.prefetch_factor or 1
+
+    def open(self, split: Any, order: Order, batch_size: int) -> Iterable[Batch]:
+        if self._staging is not None:
+            self._staging.start()
+        check = self._staging.check if self._staging is not None else None
+        return ShardLoader(split, self._builders, order, batch_size, self._reader, self._prefetch, check)
+
+    def close(self) -> None:
+        if self._staging is not None:
+            self._staging.close()
+        self._reader.close()
+
+
+def _pins(config: DictConfig) -> bool:
+    return bool(config.dataloader.params.pin_memory and config.trainer.params.accelerator != "cpu")

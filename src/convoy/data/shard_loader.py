@@ -8,7 +8,7 @@ import os
 import resource
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from io import FileIO
@@ -43,6 +43,12 @@ class ShardSplit:
     def logs(self) -> tuple[str, ...]:
         return tuple(sorted({shard.log for shard in self.shards}))
 
+    def without(self, names: Container[str]) -> "ShardSplit":
+        """The split less the samples of the shards of those names."""
+        kept = np.array([shard.name not in names for shard in self.shards])[self.shard_of]
+        samples = tuple(sample for sample, keep in zip(self.samples, kept.tolist(), strict=True) if keep)
+        return replace(self, samples=samples, shard_of=self.shard_of[kept], row_of=self.row_of[kept])
+
 
 def split_of(manifest: Manifest, root: Path, logs: Sequence[str]) -> ShardSplit:
     """The samples of `logs`; logs that the shards do not hold are left out."""
@@ -67,8 +73,8 @@ def require_builders(manifest: Manifest, root: Path, builders: Builders) -> None
         )
 
 
-def damaged_shards(split: ShardSplit) -> list[str]:
-    """What is wrong with the files of `split`, as far as their sizes tell; one stat each."""
+def damaged_shards(split: ShardSplit) -> dict[str, str]:
+    """Names of the shards whose file is not there or not as long as the manifest says, and what it is; a stat each."""
 
     def check(shard: Shard) -> str | None:
         path = shard_path(split.root, shard.name)
@@ -76,10 +82,11 @@ def damaged_shards(split: ShardSplit) -> list[str]:
             size = path.stat().st_size
         except OSError as error:
             return f"{path}: {error.strerror}"
-        return None if size == shard.bytes else f"{path}: {size} bytes, the manifest says {shard.bytes}"
+        return None if size == shard.bytes else f"{path} has {size} bytes, the manifest says {shard.bytes}"
 
     with ThreadPoolExecutor(16) as pool:
-        return [problem for problem in pool.map(check, split.shards) if problem]
+        found = zip(split.shards, pool.map(check, split.shards), strict=True)
+        return {shard.name: problem for shard, problem in found if problem}
 
 
 class ShardReader:

@@ -1,14 +1,13 @@
 """Which logs are trained on and which are held out, with the reason."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import yaml
 from omegaconf import DictConfig
 
 from convoy.agents import navsim
-from convoy.data.cache import logs_in
 from convoy.errors import ConvoyError
 
 
@@ -21,12 +20,11 @@ class LogSplit:
     reason: str
 
 
-def choose_logs(config: DictConfig) -> LogSplit:
-    """The configured logs; else NAVSIM's default split where the cache holds logs of both its parts; else a share of
-    the cache's logs, held out by a hash of their names (so it does not move when logs are added)."""
+def choose_logs(config: DictConfig, present: Sequence[str]) -> LogSplit:
+    """The configured logs; else NAVSIM's default split where logs of both its parts are `present`; else a share of
+    those, held out by a hash of their names (so it does not move when logs are added)."""
     if config.train_logs is not None:
         return LogSplit(tuple(config.train_logs), tuple(config.val_logs), "train_logs and val_logs")
-    present = logs_in(Path(config.cache_path))
     default = navsim.default_split()
     if default is not None:
         with default.open() as file:
@@ -37,12 +35,12 @@ def choose_logs(config: DictConfig) -> LogSplit:
     held_out = max(1, round(config.data.val_fraction * len(present)))
     if len(present) <= held_out:
         raise ConvoyError(
-            f"The cache {config.cache_path} has {len(present)} log(s): too few to hold out data.val_fraction="
+            f"{config.cache_path} has {len(present)} log(s): too few to hold out data.val_fraction="
             f"{config.data.val_fraction} of them. Give train_logs and val_logs, or add logs."
         )
     by_hash = sorted(present, key=lambda log: hashlib.sha256(log.encode()).digest())
     return LogSplit(
         tuple(sorted(by_hash[held_out:])),
         tuple(sorted(by_hash[:held_out])),
-        f"data.val_fraction={config.data.val_fraction} of the cache's logs are held out",
+        f"data.val_fraction={config.data.val_fraction} of the logs are held out",
     )

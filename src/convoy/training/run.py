@@ -14,8 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from convoy.agents import navsim
 from convoy.agents.contract import TrainableAgent
 from convoy.config import Settings, differences
-from convoy.data.cache import Builders, Split, require_complete, scan, skipped_samples
-from convoy.data.module import CacheDataModule
+from convoy.data.cache import Builders, skipped_samples
+from convoy.data.module import DataModule
+from convoy.data.source import Split, open_source
 from convoy.data.split import choose_logs
 from convoy.errors import ConvoyError
 from convoy.rundir import RunDirectory, choose_root, open_run
@@ -32,7 +33,7 @@ logger = logging.getLogger("convoy")
 
 @dataclass(frozen=True)
 class Data:
-    """Both splits of a cache, found once by rank 0 for all."""
+    """Both splits, found once by rank 0 for all."""
 
     train: Split
     val: Split
@@ -53,7 +54,7 @@ def train(settings: Settings, topology: Topology) -> None:
         builders = _builders(agent)
         data = control.on_rank_zero(lambda: _find_data(settings, builders))
         module = AgentModule(agent, run, control)
-        datamodule = CacheDataModule(data.train, data.val, builders, config, settings.batches, topology, run)
+        datamodule = DataModule(data.train, data.val, builders, config, settings.batches, topology, run)
         progress = ProgressReport(settings.batches, control)
         callbacks = [
             *agent.get_training_callbacks(),
@@ -120,19 +121,10 @@ def _builders(agent: TrainableAgent) -> Builders:
 
 
 def _find_data(settings: Settings, builders: Builders) -> Data:
-    """Choose the logs and scan the cache, on rank 0 for all ranks."""
-    config = settings.config
-    cache, chosen = Path(config.cache_path).absolute(), choose_logs(config)
-    splits = []
-    for name, wanted in (("train", chosen.train), ("validation", chosen.val)):
-        found = scan(cache, wanted, builders)
-        require_complete(found, cache, name, config.data.skip_bad)
-        if found.total > len(found.samples):
-            logger.info(
-                "%s: %d of %d tokens left out, they lack a file", name, found.total - len(found.samples), found.total
-            )
-        splits.append(Split(cache, found.samples))
-    data = Data(*splits)
+    """Choose the logs and list their samples, on rank 0 for all ranks."""
+    source = open_source(settings.config)
+    chosen = choose_logs(settings.config, source.logs())
+    data = Data(source.split("train", chosen.train, builders), source.split("validation", chosen.val, builders))
     logger.info(
         "%d training samples of %d logs, %d validation samples of %d logs (%s)",
         len(data.train.samples), len(data.train.logs), len(data.val.samples), len(data.val.logs), chosen.reason,
