@@ -17,11 +17,11 @@ for name in $(compgen -e); do
     esac
 done
 
-binds=(--bind=/dev/shm --bind="${TMPDIR:-/tmp}:/tmp" --bind="$NAVSIM_EXP_ROOT")
-if [[ -d $PWD ]]; then binds+=(--bind="$PWD" --pwd="$PWD"); fi
-if [[ ${CONVOY_BIND:-} ]]; then binds+=(--bind="$CONVOY_BIND"); fi
-if [[ ${NAVSIM_DEVKIT_ROOT:-} ]]; then binds+=(--bind="$NAVSIM_DEVKIT_ROOT:/opt/navsim"); fi
-if [[ -e /dev/nvidiactl ]]; then binds+=(--nv); fi
-
-# --containall gives it process ids of its own too: when the container ends, nothing of it is left on the node.
-exec apptainer --quiet run --containall "${binds[@]}" "$CONVOY_IMAGE" "$@"
+# Not --contain: its /dev/shm is small, and data loaders and NCCL share memory there. --pid: when the container ends, no
+# process of it is left on the node.
+options=(--cleanenv --no-home --pid --bind="$NAVSIM_EXP_ROOT")
+if [[ -d $PWD ]]; then options+=(--bind="$PWD" --pwd="$PWD"); fi
+if [[ ${CONVOY_BIND:-} ]]; then options+=(--bind="$CONVOY_BIND"); fi
+if [[ ${NAVSIM_DEVKIT_ROOT:-} ]]; then options+=(--bind="$NAVSIM_DEVKIT_ROOT:/opt/navsim"); fi
+if [[ -e /dev/nvidiactl ]]; then options+=(--nv); fi
+exec apptainer --quiet exec "${options[@]}" "$CONVOY_IMAGE" /opt/convoy/entrypoint/run.sh "$@"
