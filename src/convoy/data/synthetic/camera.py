@@ -111,17 +111,15 @@ def _dashes(road: Lane, junction: tuple[float, float] | None) -> list[Lane]:
 
 @cache
 def ground_points(view: View) -> tuple[Array, Array, NDArray[np.float32]]:
-    """x and y in the ego frame of the ground that each pixel below the horizon shows, and its haze share.
-
-    All (rows / 2, columns).
-    """
+    """x and y in the ego frame of the ground that each pixel below the horizon shows, (rows / 2, columns), and the
+    haze share of each row, (rows / 2,)."""
     right, down = np.meshgrid(
         (np.arange(view.columns) + 0.5 - view.columns / 2) / view.focal, (np.arange(view.rows // 2) + 0.5) / view.focal
     )
     depth = MOUNT[2] / down
     x = MOUNT[0] + depth * (np.cos(view.yaw) + right * np.sin(view.yaw))
     y = MOUNT[1] + depth * (np.sin(view.yaw) - right * np.cos(view.yaw))
-    return x, y, (1 - np.exp(-depth / _HAZE)).astype(np.float32)
+    return x, y, (1 - np.exp(-depth[:, 0] / _HAZE)).astype(np.float32)
 
 
 @cache
@@ -137,12 +135,14 @@ def _raster_cell(view: View) -> NDArray[np.intp]:
 
 def render(view: View, look: Look, surfaces: NDArray[np.uint8], boxes: Iterable[Box]) -> NDArray[np.uint8]:
     """RGB image, (rows, columns, 3) uint8; `surfaces` holds the ground's surface per pixel below the horizon."""
-    haze = ground_points(view)[2]
-    ground = look.ground.astype(np.float32)[surfaces]
-    ground += haze[..., None] * (look.haze.astype(np.float32) - ground)
+    # The level axis makes the haze a matter of the row, so a pixel's colour one of its row and its surface.
+    ground = np.broadcast_to(look.ground.astype(np.float32), (view.rows // 2, *look.ground.shape))
+    ground = ground + ground_points(view)[2][:, None, None] * (look.haze.astype(np.float32) - ground)
+    colours = np.clip(ground, 0, 255).astype(np.uint8)
     share = np.linspace(0, 1, view.rows // 2)[:, None, None]
-    sky = np.broadcast_to(look.sky + share * (look.haze - look.sky), (view.rows // 2, view.columns, 3))
-    panel = np.clip(np.concatenate([sky, ground]), 0, 255).astype(np.uint8)
+    panel = np.empty((view.rows, view.columns, 3), dtype=np.uint8)
+    panel[: view.rows // 2] = np.clip(look.sky + share * (look.haze - look.sky), 0, 255)
+    panel[view.rows // 2 :] = colours[np.arange(view.rows // 2)[:, None], surfaces]
 
     image = Image.fromarray(panel)
     draw = ImageDraw.Draw(image)
@@ -152,8 +152,7 @@ def render(view: View, look: Look, surfaces: NDArray[np.uint8], boxes: Iterable[
 
 
 def _draw_box(draw: ImageDraw.ImageDraw, box: Box, look: Look, view: View) -> None:
-    ahead = (box.x - MOUNT[0]) * np.cos(view.yaw) + (box.y - MOUNT[1]) * np.sin(view.yaw)
-    if ahead < -box.length:
+    if not _is_in_sight(box, view):
         return
     haze = 1 - np.exp(-np.hypot(box.x - MOUNT[0], box.y) / _HAZE)
 
@@ -193,6 +192,16 @@ def _draw_box(draw: ImageDraw.ImageDraw, box: Box, look: Look, view: View) -> No
     cabin = Box(box.x, box.y, box.heading, 0.6 * box.length, 0.88 * box.width, box.height, (38, 44, 52))
     cuboid(cabin, waist, box.height)
     _draw_lights(polygon, box, waist)
+
+
+def _is_in_sight(box: Box, view: View) -> bool:
+    """False for a box that lies wholly to a side of the view or behind it."""
+    c, s = np.cos(view.yaw), np.sin(view.yaw)
+    x, y = box.x - MOUNT[0], box.y - MOUNT[1]
+    ahead, aside = x * c + y * s, abs(y * c - x * s)
+    reach = max(box.length, box.width, 1.0) + 1.0
+    edge = np.arctan2(view.columns / 2, view.focal)
+    return bool(ahead > -reach and aside * np.cos(edge) - ahead * np.sin(edge) < reach)
 
 
 def _draw_lights(polygon: Callable[[Array, Array], None], box: Vehicle, waist: float) -> None:
@@ -252,13 +261,18 @@ def _project(vertices: Array, view: View) -> Array:
     c, s = np.cos(view.yaw), np.sin(view.yaw)
     to_camera = np.array([[c, s, 0], [s, -c, 0], [0, 0, -1]])  # rows: depth, right, down
     points = (vertices - MOUNT) @ to_camera.T
-    kept = []
+    if points[:, 0].min() < _NEAR:
+        points = _cut(points)
+    depth, right, down = points.T
+    return np.stack([right / depth * view.focal + view.columns / 2, down / depth * view.focal + view.rows / 2], axis=1)
+
+
+def _cut(points: Array) -> Array:
+    """What of a polygon (N, 3) lies beyond the near plane, (M, 3)."""
+    kept = [np.empty((0, 3))]
     for a, b in zip(points, np.roll(points, -1, axis=0), strict=True):
         if a[0] >= _NEAR:
-            kept.append(a)
+            kept.append(a[None])
         if (a[0] >= _NEAR) != (b[0] >= _NEAR):
-            kept.append(a + (b - a) * (_NEAR - a[0]) / (b[0] - a[0]))
-    if not kept:
-        return np.empty((0, 2))
-    depth, right, down = np.array(kept).T
-    return np.stack([right / depth * view.focal + view.columns / 2, down / depth * view.focal + view.rows / 2], axis=1)
+            kept.append((a + (b - a) * (_NEAR - a[0]) / (b[0] - a[0]))[None])
+    return np.concatenate(kept)

@@ -77,8 +77,9 @@ def write_map(root: Path, location: Location, town: Town) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp.gpkg")
     temporary.unlink(missing_ok=True)
-    # GeoPackages hold the date of writing.
-    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2021-01-01T00:00:00.000Z"})
+    # GeoPackages hold the date of writing; and a file that is renamed when whole needs no sync per layer.
+    options = {"OGR_CURRENT_DATE": "2021-01-01T00:00:00.000Z", "OGR_SQLITE_SYNCHRONOUS": "OFF"}
+    pyogrio.set_gdal_config_options(options)
     try:
         meta = pandas.DataFrame(
             [("name", location.name), ("version", location.version), ("projectedCoordSystem", location.projection)],
@@ -94,7 +95,7 @@ def write_map(root: Path, location: Location, town: Town) -> Path:
                 frame.to_crs("EPSG:4326"), temporary, layer=name, driver="GPKG", append=True, geometry_type=kind
             )
     finally:
-        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
+        pyogrio.set_gdal_config_options(dict.fromkeys(options))
     temporary.replace(path)
     return path
 

@@ -30,7 +30,7 @@ from convoy.data.synthetic.ground import Ground
 from convoy.data.synthetic.lidar import encode_pcd, scan
 from convoy.data.synthetic.maps import LOCATIONS, Location, block_id, edge_id, write_index, write_map
 from convoy.data.synthetic.scene import EGO_FRONT, Command
-from convoy.data.synthetic.shapes import Array, Box, Pedestrian, seen_from
+from convoy.data.synthetic.shapes import Array, Box, Cone, Pedestrian, Vehicle, seen_from
 from convoy.data.synthetic.town import Town
 from convoy.data.synthetic.traffic import EGO_REAR, EGO_WIDTH, STEP, Moment, Traffic
 from convoy.errors import ConvoyError
@@ -49,6 +49,7 @@ _WARM_UP = 6.0  # seconds of traffic before a log begins
 _ANNOTATED, _SHOWN = 80.0, 120.0  # metres
 _FRAMES_PER_TASK = 8
 _START_TIME = 1_620_000_000_000_000  # microseconds
+_NAMES = {Vehicle: "vehicle", Pedestrian: "pedestrian", Cone: "traffic_cone"}
 # Streams of random numbers; 0 and 1 are those of the feature cache.
 _TOWN, _DRIVE, _LOOK, _SCAN = 2, 3, 4, 5
 
@@ -123,17 +124,22 @@ def write_raw(
     try:
         _claim(plan)
         total = _write_maps(plan)
+        # A log is written last, so one that is there has all of its sensor data.
+        missing = [log for log in range(logs) if not plan.log_path(log).is_file()]
         tasks = [
             (log, first, min(first + _FRAMES_PER_TASK, plan.frames(log)))
-            for log in range(logs)
+            for log in missing
             for first in range(0, plan.frames(log), _FRAMES_PER_TASK)
         ]
+        finished = frame_count(samples, logs) - sum(last - first for _, first, last in tasks)
+        if progress and finished:
+            progress(finished)
         for (_, first, last), size in pool.run(_write_sensors, plan, tasks, workers):
             total += size
             if progress:
                 progress(last - first)
-        # Last, and renamed when whole: a log that is there has all of its sensor data.
-        total += sum(size for _, size in pool.run(_write_log, plan, range(logs), workers))
+        total += sum(size for _, size in pool.run(_write_log, plan, missing, workers))
+        total += sum(_size(plan, log) for log in range(logs) if log not in missing)
     except OSError as error:
         raise ConvoyError(f"Can't write the data set: {error}. Finished files are kept.") from error
     return RawSummary(plan.out, split, samples, logs, frame_count(samples, logs), total, time.monotonic() - started)
@@ -261,6 +267,12 @@ def _write_sensors(plan: _Plan, task: tuple[int, int, int]) -> int:
     return total
 
 
+def _size(plan: _Plan, log: int) -> int:
+    """Bytes of a log and its sensor data."""
+    files = (plan.blobs() / plan.log_name(log)).glob("*/*")
+    return plan.log_path(log).stat().st_size + sum(path.stat().st_size for path in files)
+
+
 def _camera_path(plan: _Plan, log: int, camera: str, token: str) -> str:
     return f"{plan.log_name(log)}/CAM_{camera}/{token}.jpg"
 
@@ -282,7 +294,7 @@ def _picture(plan: _Plan, log: int, moment: Moment, boxes: list[Box], look: Look
     surfaces = _ground(plan.seed, log % len(LOCATIONS)).surfaces(view, moment.pose)
     image = Image.fromarray(render(view, look, surfaces, boxes))
     file = io.BytesIO()
-    image.resize((_WIDTH, _HEIGHT), Image.Resampling.BILINEAR).save(file, "JPEG", quality=_JPEG_QUALITY)
+    image.resize((_WIDTH, _HEIGHT), Image.Resampling.NEAREST).save(file, "JPEG", quality=_JPEG_QUALITY)
     return file.getvalue()
 
 

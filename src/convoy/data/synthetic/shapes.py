@@ -107,6 +107,11 @@ class Pedestrian(Box):
     """A person."""
 
 
+@dataclass(frozen=True)
+class Cone(Box):
+    """A traffic cone."""
+
+
 class Light(Enum):
     """What a traffic light shows."""
 

@@ -63,7 +63,7 @@ class Junction:
         return strips
 
     def post(self, arm: int) -> tuple[float, float, float]:
-        """Where the traffic light of an arm stands and how it is turned: ahead of those who come, beyond the junction."""
+        """Where the traffic light of an arm stands, beyond the junction, and where it looks: towards those who come."""
         opposite = (arm + 2) % 4
         if opposite in self.arms:
             place = np.array([JUNCTION_HALF_WIDTH + 1.0, ROAD_HALF_WIDTH + 1.2])

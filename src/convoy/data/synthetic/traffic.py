@@ -11,7 +11,7 @@ import numpy as np
 
 from convoy.data.synthetic.driver import ACCELERATION, STANDSTILL, follow, speed_limit
 from convoy.data.synthetic.scene import EGO_FRONT, LANE_WIDTH, ROAD_HALF_WIDTH, sample_vehicle
-from convoy.data.synthetic.shapes import Array, Lane, Light, Pedestrian, SignalPost, Vehicle, seen_from
+from convoy.data.synthetic.shapes import Array, Box, Cone, Lane, Light, Pedestrian, SignalPost, Vehicle
 from convoy.data.synthetic.town import CROSSWALK_WIDTH, SPEED_LIMIT, Edge, Road, Town
 
 STEP = 0.1  # seconds
@@ -125,10 +125,10 @@ class _Walker:
 
 @dataclass(frozen=True)
 class Track:
-    """A road user at one moment; `identity` stays the same from moment to moment."""
+    """A vehicle, person or cone at one moment; `identity` stays the same from moment to moment."""
 
     identity: int
-    box: Vehicle | Pedestrian
+    box: Vehicle | Pedestrian | Cone
     velocity: Array  # (2,) m/s in the town's frame
 
 
@@ -161,6 +161,7 @@ class Traffic:
         self._crossings = [self._new_crossing(road) for road in town.roads]
         self._walkers = [self._new_walker(road, side) for road in town.roads for side in (-1, 1) for _ in range(3)]
         self._parked = self._park()
+        self._cones = self._put_cones()
         self._cars = self._start()
         self._time = 0.0
 
@@ -198,6 +199,16 @@ class Traffic:
                         x, y, heading = road.centre.pose(station, side * (LANE_WIDTH + 1.9))
                         parked.append(sample_vehicle(self._rng, (x, y, heading + (np.pi if side > 0 else 0.0))))
         return parked
+
+    def _put_cones(self) -> list[Cone]:
+        """A row of cones along the kerb of every second road."""
+        cones = []
+        for road in self._town.roads:
+            first, side = self._rng.uniform(20.0, road.centre.length - 30.0), self._rng.choice([-1, 1])
+            if self._rng.random() < 0.5:
+                poses = [road.centre.pose(first + 2.5 * i, side * (ROAD_HALF_WIDTH + 0.4)) for i in range(4)]
+                cones += [Cone(*pose, 0.35, 0.35, 0.75, (225, 95, 25)) for pose in poses]
+        return cones
 
     def _person(self) -> Pedestrian:
         rng = self._rng
@@ -386,15 +397,15 @@ class Traffic:
     def _tracks(self) -> tuple[Track, ...]:
         tracks = []
 
-        def add(shape: Vehicle | Pedestrian, x: float, y: float, heading: float, speed: float, **more: bool) -> None:
+        def add(shape: Box, x: float, y: float, heading: float, speed: float, **more: bool) -> None:
             velocity = speed * np.array([np.cos(heading), np.sin(heading)])
             tracks.append(Track(len(tracks), replace(shape, x=x, y=y, heading=heading, **more), velocity))
 
         for car in self._cars[1:]:
             pose = self._town.edges[car.plan[0]].path.pose(car.at)
             add(car.shape, *pose, car.speed, braking=car.acceleration < -0.4 or car.speed < 0.1)
-        for parked in self._parked:
-            add(parked, parked.x, parked.y, parked.heading, 0.0)
+        for still in (*self._parked, *self._cones):
+            add(still, still.x, still.y, still.heading, 0.0)
         for crossing in self._crossings:
             x, y, heading = crossing.road.centre.pose(crossing.road.crosswalk, crossing.across)
             add(crossing.shape, x, y, heading + crossing.side * np.pi / 2, abs(crossing.speed))

@@ -6,10 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from convoy.data.synthetic import pool
-from convoy.data.synthetic.sample import build_sample, encode
 from convoy.errors import ConvoyError
 
 BUILDERS = ("transfuser_feature", "transfuser_target", "ego_status_feature", "trajectory_target")
@@ -112,6 +109,8 @@ def _check_directory(plan: _Plan, samples: int) -> None:
 
 
 def _one_thread() -> None:
+    import torch
+
     torch.set_num_threads(1)
 
 
@@ -124,6 +123,9 @@ def _write_samples(plan: _Plan, indices: range) -> int:
 
 
 def _write_sample(plan: _Plan, index: int) -> int:
+    # Imports torch, which processes that write raw data do without.
+    from convoy.data.synthetic.sample import build_sample, encode
+
     directory = plan.directory(index)
     paths = {builder: directory / f"{builder}.gz" for builder in BUILDERS}
     if not all(path.is_file() for path in paths.values()):
