@@ -23,7 +23,7 @@ export CONVOY_ROOT=$root CONVOY_IMAGE=${CONVOY_IMAGE:-$root/build/convoy.sif}
 export NAVSIM_EXP_ROOT=${NAVSIM_EXP_ROOT:-$PWD/exp}
 type -P apptainer > /dev/null || fail "apptainer is not in PATH of $(hostname): name its module, CONVOY_MODULES in $site"
 [[ -r $CONVOY_IMAGE ]] || fail "there is no image $CONVOY_IMAGE: make image, or CONVOY_IMAGE=/path/to/convoy.sif"
-if ! mkdir -p "$NAVSIM_EXP_ROOT" || [[ ! -w $NAVSIM_EXP_ROOT ]]; then
+if ! mkdir -p "$NAVSIM_EXP_ROOT" 2> /dev/null || [[ ! -w $NAVSIM_EXP_ROOT ]]; then
     fail "NAVSIM_EXP_ROOT=$NAVSIM_EXP_ROOT cannot be written: name a shared folder that can"
 fi
 

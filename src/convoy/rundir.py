@@ -49,6 +49,10 @@ class RunDirectory:
     def rank_log(self, rank: int) -> Path:
         return self.logs / f"rank-{rank:03d}.log"
 
+    def agent_log(self, host: str) -> Path:
+        """What torchrun's agent on `host` says, and a rank before it has its own log."""
+        return self.logs / f"torchrun-{host}.log"
+
     @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from convoy.errors import ExitCode
 from convoy.launch import failures
+from convoy.rundir import RunDirectory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     found = failures.read(failures.folder(args.run_dir, args.run_id))
     if found:
-        print(failures.report(found, args.run_dir / "logs"))
+        print(failures.report(found, RunDirectory(args.run_dir)))
     else:
         print(f"convoy: no rank left a word; the lines above are all, and the ranks' logs: {args.run_dir / 'logs'}")
     return ExitCode.FINISHED

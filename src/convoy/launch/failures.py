@@ -7,6 +7,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from convoy.rundir import RunDirectory
+
 # What a rank says that died of another one's death. Its record counts only where no other kind is there.
 CONSEQUENCE = re.compile(
     r"Connection (closed|reset) by peer|Broken pipe|Connection refused|NCCL.*(remote|abort)|failed to recv|"
@@ -33,7 +35,7 @@ class Failure:
 
 def folder(run_dir: Path, run_id: str | None) -> Path:
     """Where the ranks of one start leave their records."""
-    return run_dir / "logs" / f"failed-{run_id or 'once'}"
+    return RunDirectory(run_dir).logs / f"failed-{run_id or 'once'}"
 
 
 def write(place: Path, failure: Failure) -> None:
@@ -59,16 +61,18 @@ def died(rank: int, host: str, exit_code: int) -> Failure:
     return Failure(rank, host, time.time(), exit_code, f"it was killed by {name}{hint}")
 
 
-def report(failures: list[Failure], logs: Path) -> str:
+def report(failures: list[Failure], run: RunDirectory) -> str:
     """What a person reads at the end of the job's log: the first failing rank, its host, its last lines."""
     first, others = failures[0], failures[1:]
     lines = [f"convoy: rank {first.rank} on {first.host} failed first: {first.message}"]
-    log = logs / f"rank-{first.rank:03d}.log"
-    if not first.mended_by_user and log.is_file():
+    written = [log for log in (run.rank_log(first.rank), run.agent_log(first.host)) if log.is_file()]
+    if not first.mended_by_user and written:
+        log = written[0]
         lines.append(f"  its last lines ({log}):")
         lines += [f"  | {line}" for line in log.read_text(errors="replace").splitlines()[-SHOWN_LINES:]]
     if others:
-        same = [failure for failure in others if failure.message == first.message]
+        said = first.message.replace(first.host, "")
+        same = [failure for failure in others if failure.message.replace(failure.host, "") == said]
         ranks = ", ".join(str(rank) for rank in sorted(failure.rank for failure in others))
         lines.append(f"  {'the same on' if len(same) == len(others) else 'then'} rank {ranks}")
     return "\n".join(lines)

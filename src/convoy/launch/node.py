@@ -3,18 +3,20 @@
 Alone, under srun, or one of several nodes whose launch facts the environment gives (entrypoint/train.sh lists them).
 """
 
+import contextlib
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from convoy import config
 from convoy.errors import ConvoyError, ExitCode
 from convoy.launch import failures, network
-from convoy.rundir import choose_root, require_same_configuration
+from convoy.rundir import RunDirectory, choose_root, require_same_configuration
 from convoy.topology import Launch, Topology
 
 
@@ -95,33 +97,55 @@ def _torchrun(arguments: list[str], launch: Launch) -> int:
 
     for name in ("agent.server.api", "multiprocessing.api"):  # they announce each rank's end; the report says it once
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
-    run_dir = os.environ.get("CONVOY_RUN_DIR")
+    host = socket.gethostname()
+    run_dir = Path(os.environ["CONVOY_RUN_DIR"]) if "CONVOY_RUN_DIR" in os.environ else None
+    died: list[failures.Failure] = []
     try:
-        run(parse_args(arguments))
+        with _standard_error_to(RunDirectory(run_dir).agent_log(host) if run_dir else None):
+            run(parse_args(arguments))
+        return ExitCode.FINISHED
     except ChildFailedError as error:
-        host = Topology.from_environment({}).host
         died = [failures.died(rank, host, failure.exitcode) for rank, failure in error.failures.items()]
-        return _tell(died, run_dir, launch)
-    except RendezvousError as error:
-        print(f"convoy: the nodes did not find each other at {launch.endpoint}: {error}", file=sys.stderr)
-        return ExitCode.FAILED
+    except RendezvousError as error:  # also where the rendezvous went away with a node that failed first
+        if run_dir is None or not failures.read(failures.folder(run_dir, launch.run_id)):
+            print(f"convoy: {host} could not meet the other nodes at {launch.endpoint}: {error}", file=sys.stderr)
+            return ExitCode.FAILED
     except SignalException as stopped:
         return 128 + stopped.sigval
-    return ExitCode.FINISHED
+    return _tell(died, run_dir, launch)
 
 
-def _tell(died: list[failures.Failure], run_dir: str | None, launch: Launch) -> int:
+@contextlib.contextmanager
+def _standard_error_to(log: Path | None) -> Iterator[None]:
+    """Send what torchrun's agent writes to `log` meanwhile, native code's words too: of a failure, the report tells."""
+    if log is None:
+        yield
+        return
+    own = os.dup(2)
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as file:
+            os.dup2(file.fileno(), 2)
+        yield
+    except OSError as error:
+        os.dup2(own, 2)
+        raise SystemExit(f"convoy: {log} cannot be written: {error.strerror}. Give another: run_dir=/path.") from error
+    finally:
+        os.dup2(own, 2)
+        os.close(own)
+
+
+def _tell(died: list[failures.Failure], run_dir: Path | None, launch: Launch) -> int:
     """Leave records of the ranks that left none; report here, unless slurm/launch.sh reports for all nodes."""
-    first = died[0]
+    records = died
     if run_dir is not None:
-        place = failures.folder(Path(run_dir), launch.run_id)
+        place = failures.folder(run_dir, launch.run_id)
         for failure in died:
             failures.write(place, failure)
         records = failures.read(place)
-        first = records[0]
         if "CONVOY_HOSTS" not in os.environ:
-            print(failures.report(records, Path(run_dir) / "logs"), file=sys.stderr, flush=True)
-    return first.exit_code if first.exit_code > 0 else ExitCode.FAILED
+            print(failures.report(records, RunDirectory(run_dir)), file=sys.stderr, flush=True)
+    return records[0].exit_code if records[0].exit_code > 0 else ExitCode.FAILED
 
 
 def _gpus() -> int:
