@@ -11,6 +11,8 @@ from convoy.errors import ConvoyError
 # Name, the module with its `add_arguments` and `run`, and one line of help.
 COMMANDS = (
     ("synth", "convoy.data.synth_command", "write a synthetic data set in NAVSIM's cache format"),
+    ("prepare", "convoy.data.prepare_command", "pack a split's features and targets into shards"),
+    ("data", "convoy.data.data_command", "look into packed shards: info, verify, ls"),
     ("check", "convoy.check_command", "check a training's configuration against a launch, without starting it"),
     ("doctor", "convoy.doctor", "what a run can count on here: GPUs, driver, NCCL, NAVSIM, shared memory, paths"),
     ("image", "convoy.image_command", "what the image that this runs in is made of, and its digest"),

@@ -1,7 +1,9 @@
 """Where this process stands among the others: the one module that reads scheduler and torchrun variables."""
 
+import os
 import re
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -98,6 +100,31 @@ class Topology:
             f"rank {self.rank} of {self.world_size} (node {self.node_rank} of {self.num_nodes}, "
             f"local rank {self.local_rank} of {self.local_world_size}) on {self.host}, {self.launcher}"
         )
+
+
+@dataclass(frozen=True)
+class Task:
+    """One of `count` tasks that work on the same thing side by side, as srun starts them; alone outside of srun.
+
+    `start` names this start of all of them; `job` is the scheduler's, the same after a requeue, which raises `restart`.
+    """
+
+    start: str
+    number: int = 0
+    count: int = 1
+    job: str | None = None
+    restart: int = 0
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> "Task":
+        """Read srun's variables. Inside a batch script, but not under srun, the task is alone too."""
+        job = _job_id(environment)
+        restart = int(environment.get("SLURM_RESTART_COUNT", "0"))
+        if job is None or "SLURM_STEP_ID" not in environment:
+            return cls(f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}", job=job, restart=restart)
+        step = environment["SLURM_STEP_ID"]
+        number, count = int(environment["SLURM_PROCID"]), int(environment["SLURM_STEP_NUM_TASKS"])
+        return cls(f"{job}.{step}-{restart}", number, count, job, restart)
 
 
 def gpus_of_node(environment: Mapping[str, str]) -> int | None:

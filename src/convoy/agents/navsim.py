@@ -5,7 +5,9 @@ Finding the tree and listing its agents needs neither navsim nor torch, so host 
 
 import importlib.util
 import os
+import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,86 @@ def build_agent(agent_config: Any) -> Any:
             f"The agent {agent_config._target_} could not be built: {str(error).splitlines()[0]} "
             f"({type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''})"
         ) from error
+
+
+def commit() -> str | None:
+    """Commit of the NAVSIM tree, with `-edited` where files differ from it; None for a tree without git's folder."""
+    root = find_tree()
+    if root is None or not (root / ".git").exists():
+        return None
+    git = ["git", "-c", f"safe.directory={root}", "-C", str(root)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        edited = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "navsim"], capture_output=True).returncode
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{head}-edited" if edited else head
+
+
+def scene_split(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The `train_test_split` of that name as NAVSIM's YAML has it: `data_split`, and `scene_filter` (SceneFilter's
+    arguments), after `overrides` like `train_test_split.scene_filter.log_names=[a]`. Read without Hydra, which takes
+    14 s over navtrain's 103,288 tokens."""
+    folder = config_directory()
+    if folder is None:
+        raise ConvoyError("No NAVSIM tree is here to define train_test_split: make navsim, or set NAVSIM_DEVKIT_ROOT.")
+    folder = folder / "train_test_split"
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        found = ", ".join(sorted(other.stem for other in folder.glob("*.yaml")))
+        raise ConvoyError(f"Unknown train_test_split {name!r}. Found in {folder}: {found}.")
+    split = _read_yaml(path)
+    (chosen,) = [entry["scene_filter"] for entry in split.pop("defaults") if "scene_filter" in entry]
+    scene_filter = _read_yaml(folder / "scene_filter" / f"{chosen}.yaml") | split.pop("scene_filter", {})
+    arguments = {key: value for key, value in scene_filter.items() if not key.startswith("_")}
+    result = {"data_split": split["data_split"], "scene_filter": arguments}
+    for override in overrides:
+        _apply(override, result)
+    return result
+
+
+def _apply(override: str, split: dict[str, Any]) -> None:
+    import yaml
+
+    key, _, value = override.partition("=")
+    *folders, leaf = key.split(".")[1:]
+    target = split
+    for folder in folders:
+        target = target.get(folder, {})
+    if leaf not in target:
+        raise ConvoyError(f"There is no setting {key!r}. Of train_test_split.scene_filter there are: "
+                          f"{', '.join(split['scene_filter'])}.")  # fmt: skip
+    target[leaf] = yaml.load(value, Loader=yaml.CSafeLoader)
+
+
+def open_log(log: str, logs: Path, sensors: Path, scene_filter: Mapping[str, Any], sensor_config: Any) -> Any:
+    """NAVSIM's SceneLoader over one log, `<logs>/<log>.pkl`: it has `tokens` and `get_scene_from_token`."""
+    make_importable()
+    from navsim.common.dataclasses import SceneFilter
+    from navsim.common.dataloader import SceneLoader
+
+    return SceneLoader(
+        data_path=logs,
+        original_sensor_path=sensors,
+        scene_filter=SceneFilter(**{**scene_filter, "log_names": [log]}),
+        sensor_config=sensor_config,
+    )
+
+
+def one_thread() -> None:
+    """Keep the libraries that NAVSIM's builders call from starting threads; there is a process for each core."""
+    import cv2
+    import torch
+
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    with path.open() as file:
+        return yaml.load(file, Loader=yaml.CSafeLoader)
 
 
 def write_random_backbone(architecture: str, folder: Path) -> Path:

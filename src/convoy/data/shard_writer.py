@@ -11,6 +11,10 @@ from convoy.data.shards import Failure, Layout, Shard, shard_name, shard_path, w
 from convoy.errors import ConvoyError
 
 
+class WriteError(ConvoyError):
+    """The shard cannot be written: no space, no permission."""
+
+
 class ShardWriter:
     """Records of one log, in the order of `add`. A context manager: what is not finished leaves no trace."""
 
@@ -103,8 +107,8 @@ class ShardWriter:
         for record in records:
             self._append(record)
 
-    def _failed(self, error: OSError) -> ConvoyError:
-        return ConvoyError(
+    def _failed(self, error: OSError) -> WriteError:
+        return WriteError(
             f"The shard {self._path} could not be written: {error.strerror}. Finished shards are kept: free some space "
             "and run the same `convoy prepare` again."
         )

@@ -220,7 +220,7 @@ def read_entry(root: Path, name: str) -> Shard | None:
         content = json.loads(path.read_bytes())
         if content["version"] != VERSION:
             raise _other_version(path, content["version"])
-        return _shard_from_json(content, _layout_from_json(content["layout"]))
+        return _shard_from_json(content, layout_from_json(content["layout"]))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -287,7 +287,7 @@ def _parse(content: Any, path: Path) -> Manifest:
     if content.get("version") != VERSION:
         raise _other_version(path, content.get("version"))
     try:
-        layouts = [_layout_from_json(layout) for layout in content["layouts"]]
+        layouts = [layout_from_json(layout) for layout in content["layouts"]]
         shards = tuple(_shard_from_json(entry, layouts[entry["layout"]]) for entry in content["shards"])
         builders = tuple(Builder(**entry) for entry in content["builders"])
         manifest = Manifest(builders, content["origin"], shards)
@@ -311,7 +311,7 @@ def layout_to_json(layout: Layout) -> list[dict[str, Any]]:
     return [asdict(entry) for entry in layout.fields]
 
 
-def _layout_from_json(content: list[dict[str, Any]]) -> Layout:
+def layout_from_json(content: list[dict[str, Any]]) -> Layout:
     fields = []
     for entry in content:
         shape = entry["shape"]

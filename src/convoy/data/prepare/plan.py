@@ -1,0 +1,161 @@
+"""What is to be prepared, written down once in `<dir>/preparation.json`, and which task of a start does what of it.
+
+Tasks do not talk to each other. They agree by files that only one of them can create: the preparation, and for each
+start the list of what is still missing; everything else follows from those two by arithmetic.
+"""
+
+import heapq
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from convoy.data.shards import SHARDS, Layout, layout_from_json, layout_to_json, read_entry, shard_name
+from convoy.errors import ConvoyError
+
+PREPARATION = "preparation.json"
+STARTS = ".starts"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What becomes one shard: part `part` of `parts` of a log. `weight` says how much work it is, relative to others.
+
+    `tokens` are its samples where they are known beforehand; else it is a part of what the log turns out to hold.
+    """
+
+    log: str
+    part: int
+    parts: int
+    weight: int
+    tokens: tuple[str, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        return shard_name(self.log, self.part)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """`identity` is what makes two preparations the same: their source, builders and versions."""
+
+    identity: Mapping[str, Any]
+    units: tuple[Unit, ...]
+    layout: Layout
+
+    def missing(self, root: Path) -> list[int]:
+        """Numbers of the units whose shard is not finished."""
+        done = {path.stem for path in (root / SHARDS).glob("*.json")}
+        return [number for number, unit in enumerate(self.units) if unit.name not in done]
+
+
+def open_preparation(
+    root: Path, identity: Mapping[str, Any], begin: Callable[[], tuple[Sequence[Unit], Layout]]
+) -> Preparation:
+    """The preparation of `root`; where there is none yet, `begin` lists its units and probes its layout.
+
+    Raises ConvoyError, naming the differences, when `root` belongs to another preparation.
+    """
+    path = root / PREPARATION
+    if not path.exists():
+        units, layout = begin()
+        content = {
+            "version": VERSION,
+            "identity": identity,
+            "units": [asdict(unit) for unit in units],
+            "layout": layout_to_json(layout),
+        }
+        create_once(path, content)
+    preparation = _read(path)
+    now = json.loads(json.dumps(identity))
+    changed = [
+        f"{key}: {_short(preparation.identity.get(key))} -> {_short(now.get(key))}"
+        for key in sorted(preparation.identity.keys() | now.keys())
+        if preparation.identity.get(key) != now.get(key)
+    ]
+    if changed:
+        raise ConvoyError(
+            f"{root} belongs to another preparation: {'; '.join(changed[:4])}. Give another directory, or the same "
+            "arguments to go on with that one."
+        )
+    return preparation
+
+
+def missing_at_start(root: Path, start: str, preparation: Preparation, retry_failed: bool = False) -> list[int]:
+    """What was missing when the first task of `start` looked; the same for all of its tasks.
+
+    With `retry_failed` that includes shards that left samples out.
+    """
+    path = start_folder(root, start) / "missing.json"
+    if not path.exists():
+        missing = preparation.missing(root)
+        if retry_failed:
+            missing += [number for number, unit in enumerate(preparation.units) if _left_out(root, unit)]
+        create_once(path, missing)
+    return json.loads(path.read_text())
+
+
+def _left_out(root: Path, unit: Unit) -> bool:
+    shard = read_entry(root, unit.name)
+    return shard is not None and bool(shard.failures)
+
+
+def share(units: Sequence[Unit], missing: Sequence[int], task: int, tasks: int) -> list[int]:
+    """The numbers of the units that `task` of `tasks` does: largest first, each to the task that has least."""
+    loads = [(0, number) for number in range(tasks)]
+    mine = []
+    for number in sorted(missing, key=lambda number: (-units[number].weight, number)):
+        load, owner = heapq.heappop(loads)
+        heapq.heappush(loads, (load + units[number].weight, owner))
+        if owner == task:
+            mine.append(number)
+    return mine
+
+
+def start_folder(root: Path, start: str) -> Path:
+    return root / STARTS / start
+
+
+def create_once(path: Path, content: Any) -> None:
+    """Write `path` unless it is there; of several that try at once, one succeeds and no one sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.{time.monotonic_ns()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w") as file:
+            json.dump(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)  # fails where the name is taken, on network file systems too
+        except FileExistsError:
+            pass
+    except OSError as error:
+        raise ConvoyError(f"{path} could not be written: {error.strerror}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Preparation:
+    try:
+        content = json.loads(path.read_bytes())
+        if content["version"] != VERSION:
+            raise ConvoyError(
+                f"{path} is of version {content['version']}, and this Convoy writes version {VERSION}. Go on with the "
+                "Convoy that began it, or prepare into a new directory."
+            )
+        units = tuple(
+            Unit(**unit | {"tokens": None if unit["tokens"] is None else tuple(unit["tokens"])})
+            for unit in content["units"]
+        )
+        return Preparation(content["identity"], units, layout_from_json(content["layout"]))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConvoyError(f"{path} is damaged ({error!r}). Prepare into a new directory.") from error
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
