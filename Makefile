@@ -12,6 +12,12 @@ AGENT ?= bev_fusion_agent
 VARIANT ?= auto
 PYTEST_ARGS ?=
 
+# Of `make submit` and `make cluster-up`.
+NODES ?= 1
+ARGS ?=
+SUBMIT ?=
+CLUSTER ?=
+
 # Of `make image` and `make docker`; the empty ones say: as the recipe has it.
 SIF ?= build/convoy.sif
 BASE ?=
@@ -64,10 +70,22 @@ shell:  ## open a shell in the Apptainer image, with this checkout's src/ over t
 	@apptainer exec --bind '$(CURDIR)/src:/opt/convoy/src' $(if $(NAVSIM_DEVKIT_ROOT),--bind \
 		'$(NAVSIM_DEVKIT_ROOT):/opt/navsim' --env NAVSIM_DEVKIT_ROOT=/opt/navsim) '$(SIF)' bash
 
+.PHONY: submit
+submit:  ## check a training and submit it: NODES=2 ARGS='cache_path=… global_batch=176' [SUBMIT='--time 24:00:00']
+	@PYTHONPATH=src $(PYTHON) -m convoy.cli submit --nodes $(NODES) $(SUBMIT) -- $(value ARGS)
+
+.PHONY: cluster-up
+cluster-up:  ## start a SLURM cluster in Docker containers [CLUSTER='--nodes 4']; testbed/run COMMAND runs a command there
+	@$(PYTHON) testbed/cluster.py up $(CLUSTER)
+
+.PHONY: cluster-down
+cluster-down:  ## remove it, its /scratch too
+	@$(PYTHON) testbed/cluster.py down
+
 .PHONY: lint
 lint: venv  ## check Python with ruff, and bash with shellcheck where it is installed
 	@.venv/bin/ruff check .
-	@if command -v shellcheck > /dev/null; then git ls-files -z '*.sh' '*.slurm' .ci/run | xargs -0 shellcheck; \
+	@if command -v shellcheck > /dev/null; then git ls-files -z '*.sh' '*.slurm' .ci/run .ci/docker testbed/run testbed/entry testbed/base-image | xargs -0 shellcheck; \
 	else echo 'shellcheck is not installed: bash was not checked'; fi
 
 .PHONY: lock

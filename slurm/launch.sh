@@ -10,8 +10,8 @@ root=${CONVOY_ROOT:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
 # Site settings: NAME=VALUE lines, taken where the environment has no such name.
 site=${CONVOY_SITE:-$root/slurm/site.conf}
 if [[ -f $site ]]; then
-    while IFS='=' read -r name value || [[ $name ]]; do
-        if [[ $name == [A-Z]* && ! -v $name ]]; then export "$name=$value"; fi
+    while IFS= read -r line || [[ $line ]]; do
+        if [[ $line =~ ^([A-Z][A-Z0-9_]*)=(.*)$ && ! -v ${BASH_REMATCH[1]} ]]; then export "${BASH_REMATCH[0]}"; fi
     done < "$site"
 fi
 # shellcheck disable=SC2086  # several modules

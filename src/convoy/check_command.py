@@ -1,12 +1,14 @@
 """`convoy check`: what can be told of a training run before anything is started. Imports no torch."""
 
 import argparse
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from convoy import config
 from convoy.errors import ExitCode
+from convoy.rundir import require_same_configuration
 from convoy.topology import Topology
 
 
@@ -21,6 +23,8 @@ def run(args: argparse.Namespace) -> int:
     """Print what the launch would be, or raise ConvoyError."""
     topology = Topology.planned(args.nodes, args.processes_per_node)
     settings = config.load(args.overrides, topology)
+    if settings.config.run_dir:
+        require_same_configuration(Path(settings.config.run_dir), settings.config)
     if not args.quiet:
         table = Table("setting", "value", title="convoy check")
         batches = settings.batches
