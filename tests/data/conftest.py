@@ -22,9 +22,9 @@ class RawData:
 
 @pytest.fixture(scope="session")
 def raw_data(tmp_path_factory: pytest.TempPathFactory) -> RawData:
-    """Eight samples in two logs, both of them in turns at a junction; not to be written to: copy it first."""
+    """Eight samples in two logs: speeding up behind a leader, turning right. Not to be written to: copy it first."""
     from convoy.data.synthetic.raw import write_raw
 
     root = tmp_path_factory.mktemp("raw")
-    summary = write_raw(root, samples=8, logs=2, seed=7, all_cameras=False, workers=1)
+    summary = write_raw(root, samples=8, logs=2, seed=2, all_cameras=False, workers=1)
     return RawData(root, summary.samples, summary.logs)

@@ -38,6 +38,21 @@ def test_summary_line_and_json(tmp_path, capsys):
     assert record["megabytes"] > 0 and record["seconds"] >= 0
 
 
+def test_raw_data_summary_line_json_and_progress(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(synth_command, "_SECONDS_BETWEEN_LINES", 0.0)
+    out = tmp_path / "raw"
+    words = (str(out), "--raw", "--samples", "1", "--logs", "1", "--split", "test", "--cameras", "front")
+    assert synth_command.run(parse(*words, "--workers", "1")) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith(f"{out}: 1 samples, 14 frames in 1 logs, ")
+    assert printed.err.startswith("8 of 14 frames, about ")
+    assert len(list(out.glob("sensor_blobs/test/*/CAM_?0/*.jpg"))) == 3 * 14
+
+    assert synth_command.run(parse(*words, "--json")) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["samples"], record["frames"], record["logs"]) == (1, 14, 1) and record["megabytes"] > 5
+
+
 @pytest.mark.parametrize("missing", ["--samples", "--logs"])
 def test_the_size_is_asked_for(missing, capsys):
     words = {"--samples": "4", "--logs": "2"}

@@ -9,7 +9,6 @@ DECELERATION = 2.5  # m/s^2, comfortable
 HEADWAY = 1.5  # seconds
 STANDSTILL = 2.5  # metres between bumpers
 
-_TURN_DECELERATION = 2.5  # m/s^2
 _TURN_LATERAL_ACCELERATION = 2.2  # m/s^2
 
 
@@ -25,9 +24,9 @@ def follow(speed: float, desired: float, gap: float, lead_speed: float) -> float
     return ACCELERATION * (1 - (speed / desired) ** 4 - (wanted / max(gap, 0.1)) ** 2)
 
 
-def speed_limit(curvature: Array) -> Array:
-    """Highest speed per station from which each curve ahead is reached at its own speed by mild braking."""
+def speed_limit(curvature: Array, deceleration: float = DECELERATION) -> Array:
+    """Highest speed per station (half a metre apart) from which each curve ahead is reached at its own speed."""
     squared = _TURN_LATERAL_ACCELERATION / np.maximum(np.abs(curvature), 1e-4)
     for i in range(len(squared) - 2, -1, -1):
-        squared[i] = min(squared[i], squared[i + 1] + 2 * _TURN_DECELERATION * STEP)
+        squared[i] = min(squared[i], squared[i + 1] + 2 * deceleration * STEP)
     return np.sqrt(squared)

@@ -32,7 +32,7 @@ from convoy.data.synthetic.maps import LOCATIONS, Location, block_id, edge_id, w
 from convoy.data.synthetic.scene import EGO_FRONT, Command
 from convoy.data.synthetic.shapes import Array, Box, Cone, Pedestrian, Vehicle, seen_from
 from convoy.data.synthetic.town import Town
-from convoy.data.synthetic.traffic import EGO_REAR, EGO_WIDTH, STEP, Moment, Traffic
+from convoy.data.synthetic.traffic import EGO_REAR, EGO_WIDTH, SIGHT, STEP, Moment, Traffic
 from convoy.errors import ConvoyError
 
 HISTORY_FRAMES, FUTURE_FRAMES = 3, 10  # around each sample, as NAVSIM's scene filters ask for
@@ -46,7 +46,7 @@ _WIDTH, _HEIGHT = 1920, 1080
 _DRAWN = 2  # pictures are drawn at a half of their size
 _JPEG_QUALITY = 85
 _WARM_UP = 6.0  # seconds of traffic before a log begins
-_ANNOTATED, _SHOWN = 80.0, 120.0  # metres
+_ANNOTATED = 80.0  # metres
 _FRAMES_PER_TASK = 8
 _START_TIME = 1_620_000_000_000_000  # microseconds
 _NAMES = {Vehicle: "vehicle", Pedestrian: "pedestrian", Cone: "traffic_cone"}
@@ -283,10 +283,10 @@ def _cloud_path(plan: _Plan, log: int, token: str) -> str:
 
 def _boxes_around(plan: _Plan, log: int, moment: Moment) -> list[Box]:
     """All that stands on the ground near the ego, in its frame."""
-    town = _town(plan.seed, log % len(LOCATIONS))
-    boxes = (*town.buildings, *moment.posts, *(track.box for track in moment.tracks))
     x, y, _ = moment.pose
-    return [box.seen_from(moment.pose) for box in boxes if np.hypot(box.x - x, box.y - y) < _SHOWN]
+    buildings = _town(plan.seed, log % len(LOCATIONS)).buildings
+    near = [box for box in buildings if np.hypot(box.x - x, box.y - y) < SIGHT]
+    return [box.seen_from(moment.pose) for box in (*near, *moment.posts, *(track.box for track in moment.tracks))]
 
 
 def _picture(plan: _Plan, log: int, moment: Moment, boxes: list[Box], look: Look, camera: str) -> bytes:

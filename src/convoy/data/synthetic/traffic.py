@@ -18,9 +18,13 @@ STEP = 0.1  # seconds
 EGO_REAR = 1.1  # rear bumper behind the rear axle
 EGO_WIDTH = 2.3
 
+SIGHT = 120.0  # metres around the ego that a moment tells of
+
 _VEHICLES = 22
-_SIGHT = 70.0  # metres that drivers look ahead
+_AHEAD = 70.0  # metres that drivers look ahead
 _STOP_LINE = 1.0  # metres before a lane's end or a zebra crossing
+_ANTICIPATION = 0.8  # seconds
+_MILD = 1.5  # m/s^2, braking ahead of curves
 _FIRM = 2.0  # m/s^2, the hardest braking that a driver chooses where going on is an alternative
 _HARD = 4.0  # m/s^2, beyond which braking is sudden
 _JERK = 2.5  # m/s^3
@@ -134,7 +138,7 @@ class Track:
 
 @dataclass(frozen=True)
 class Moment:
-    """All that moves, in the town's frame."""
+    """The ego and what is within 120 m of it, in the town's frame."""
 
     pose: tuple[float, float, float]  # of the ego's rear axle
     speed: float
@@ -229,7 +233,7 @@ class Traffic:
     def step(self) -> None:
         """Let 0.1 s pass."""
         for index, car in enumerate(self._cars):
-            self._extend_plan(car, 150.0 if index == 0 else _SIGHT)
+            self._extend_plan(car, 150.0 if index == 0 else _AHEAD)
         self._queues = self._sort()
         wishes = [self._wish(car) for car in self._cars]
         self._step_crossings()
@@ -259,24 +263,29 @@ class Traffic:
         """Acceleration that the driver wants, m/s^2."""
         edges, limits = self._town.edges, self._limits
         here = edges[car.plan[0]]
-        allowed = min(car.desired, float(np.interp(car.at, here.path.station, limits[here.index])))
-        ahead = here.path.length - car.at
+        # Braking sets in gently, so it has to set in early.
+        reached = car.at + _ANTICIPATION * car.speed
+        allowed = min(car.desired, float(np.interp(reached, here.path.station, limits[here.index])))
+        start = here.path.length
         for index in car.plan[1:]:
-            if ahead > _SIGHT:
+            if start - car.at > _AHEAD:
                 break
-            allowed = min(allowed, np.sqrt(limits[index][0] ** 2 + 2 * 1.5 * ahead))
-            ahead += edges[index].path.length
+            within = np.interp(reached - start, edges[index].path.station, limits[index])
+            allowed = min(allowed, float(np.sqrt(within**2 + 2 * _MILD * max(0.0, start - reached))))
+            start += edges[index].path.length
+        # At most firm braking: the further a speed is above the desired one, the harder the model brakes.
+        desired = max(allowed, 0.82 * car.speed, 0.1)
         gap, lead_speed = self._leader(car)
-        wish = follow(car.speed, max(allowed, 0.1), gap, lead_speed)
+        wish = follow(car.speed, desired, gap, lead_speed)
         for distance in self._stops(car):
-            wish = min(wish, follow(car.speed, max(allowed, 0.1), distance + STANDSTILL - 0.5, 0.0))
+            wish = min(wish, follow(car.speed, desired, distance + STANDSTILL - 0.5, 0.0))
         return float(np.clip(wish, -7.0, ACCELERATION))
 
     def _leader(self, car: _Car) -> tuple[float, float]:
         """Gap between bumpers and speed of the car ahead; on a junction also of one that has just turned off."""
         start = -car.at - car.front
         for position, index in enumerate(car.plan):
-            if start > _SIGHT:
+            if start > _AHEAD:
                 break
             found = [(start + c.at - c.rear, c.speed) for c in self._queues.get(index, ()) if position or c.at > car.at]
             edge = self._town.edges[index]
@@ -304,10 +313,10 @@ class Traffic:
                 continue
             offset = (0.0 if position == 0 else lane.path.length) - car.at - car.front
             zebra = self._zebra[index] + offset
-            if 0.0 < zebra < _SIGHT and self._crossings[edge.road].wanted and _can_stop(car.speed, zebra):
+            if 0.0 < zebra < _AHEAD and self._crossings[edge.road].wanted and _can_stop(car.speed, zebra):
                 stops.append(zebra)
         line = lane.path.length - _STOP_LINE - car.at - car.front
-        if not lane.is_connector and 0.0 < line < _SIGHT:
+        if not lane.is_connector and 0.0 < line < _AHEAD:
             light = self._signals[lane.junction].light(lane.arm)
             if light.is_red or (light is Light.AMBER and _can_stop(car.speed, line)) or self._exit_is_blocked(car):
                 stops.append(line)
@@ -366,17 +375,24 @@ class Traffic:
         curvature = np.interp(ego.at, here.path.station, np.gradient(here.path.heading, here.path.station))
         before = (ego.came_from,) if ego.came_from is not None else ()
         lights = {(i, arm): signal.light(arm) for i, signal in enumerate(self._signals) for arm in signal.arms}
+        ego_pose = here.path.pose(ego.at)
         return Moment(
-            pose=here.path.pose(ego.at),
+            pose=ego_pose,
             speed=ego.speed,
             acceleration=np.array([ego.acceleration, ego.speed**2 * curvature]),
             route=(*before, *ego.plan),
             route_ahead=self._route_ahead(),
             next_turn=self._next_turn(),
-            tracks=self._tracks(),
-            posts=tuple(_post(self._town, *place, light) for place, light in lights.items()),
+            tracks=tuple(track for track in self._tracks() if _is_near(track.box, ego_pose)),
+            posts=tuple(post for post in self._posts(lights) if _is_near(post, ego_pose)),
             lights=lights,
         )
+
+    def _posts(self, lights: dict[tuple[int, int], Light]) -> list[SignalPost]:
+        return [
+            SignalPost(*self._town.junctions[junction].post(arm), 0.25, 0.25, 5.4, (70, 75, 70), light)
+            for (junction, arm), light in lights.items()
+        ]
 
     def _route_ahead(self) -> Array:
         ego = self._cars[0]
@@ -390,12 +406,12 @@ class Traffic:
         for index in ego.plan:
             edge = self._town.edges[index]
             if edge.is_connector:
-                return max(distance, 0.0), turn_of(edge)
+                return float(max(distance, 0.0)), turn_of(edge)
             distance += edge.path.length
         return None
 
-    def _tracks(self) -> tuple[Track, ...]:
-        tracks = []
+    def _tracks(self) -> list[Track]:
+        tracks: list[Track] = []
 
         def add(shape: Box, x: float, y: float, heading: float, speed: float, **more: bool) -> None:
             velocity = speed * np.array([np.cos(heading), np.sin(heading)])
@@ -411,7 +427,7 @@ class Traffic:
             add(crossing.shape, x, y, heading + crossing.side * np.pi / 2, abs(crossing.speed))
         for walker in self._walkers:
             add(walker.shape, *walker.state(self._time))
-        return tuple(tracks)
+        return tracks
 
 
 def turn_of(connector: Edge) -> int:
@@ -424,13 +440,12 @@ def _can_stop(speed: float, distance: float) -> bool:
     return speed**2 / (2 * max(distance, 0.01)) <= _FIRM
 
 
-def _post(town: Town, junction: int, arm: int, light: Light) -> SignalPost:
-    x, y, heading = town.junctions[junction].post(arm)
-    return SignalPost(x, y, heading, 0.25, 0.25, 5.4, (70, 75, 70), light)
+def _is_near(box: Box, pose: tuple[float, float, float]) -> bool:
+    return bool(np.hypot(box.x - pose[0], box.y - pose[1]) < SIGHT)
 
 
 def _speed_limits(edge: Edge) -> Array:
-    return np.minimum(speed_limit(np.gradient(edge.path.heading, edge.path.station)), SPEED_LIMIT)
+    return np.minimum(speed_limit(np.gradient(edge.path.heading, edge.path.station), _MILD), SPEED_LIMIT)
 
 
 def _stop_at_zebra(town: Town, road: Road, lane: int) -> float:
