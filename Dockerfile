@@ -1,13 +1,14 @@
+# Built by `make docker`, which lays out the context: build/docker.
 ARG BASE=debian:12.12-slim@sha256:d5d3f9c23164ea16f31852f95bd5959aad1c5e854332fe00f7b3a20fcc9f635c
 FROM ${BASE}
 ARG VARIANT=cuda
 
-COPY build/context/dependencies /opt/
+COPY dependencies /opt/
 RUN --mount=type=secret,id=ca --mount=type=secret,id=mirrors --mount=type=cache,target=/root/.cache/pip \
     /opt/convoy/image/install.sh dependencies "${VARIANT}"
 
 ARG COMMIT=unknown
-COPY build/context/convoy /opt/convoy/
+COPY convoy /opt/convoy/
 RUN /opt/convoy/image/install.sh convoy "${VARIANT}" "${COMMIT}"
 
 ARG LOCK=unknown

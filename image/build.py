@@ -168,9 +168,9 @@ def build_docker(options: argparse.Namespace, inputs: Inputs) -> None:
     print(f"Docker image -> {tag} (output: {log})", flush=True)
     with secrets(options) as secret:
         execute(
-            [options.docker, "build", "--tag", tag, *options.docker_flags.split(),
+            [options.docker, "build", "--tag", tag, "--file", "Dockerfile", *options.docker_flags.split(),
              *(f"--secret=id={path.name},src={path}" for path in sorted(secret.iterdir())),
-             *(f"--build-arg={name}={value}" for name, value in arguments.items()), "."],
+             *(f"--build-arg={name}={value}" for name, value in arguments.items()), BUILD / "docker"],
             log, {"DOCKER_BUILDKIT": "1", "BUILDKIT_PROGRESS": "plain"}, BUILD,
         )  # fmt: skip
     print(f"built {tag}: docker run --rm {tag} doctor")
@@ -197,7 +197,7 @@ def main() -> None:
             path = getattr(options, name)
             if path is not None and not path.exists():
                 raise BuildError(f"{name.upper()}={path} does not exist")
-        inputs = collect(options.variant, options.base, options.extra, options.weights)
+        inputs = collect(BUILD / options.builder, options.variant, options.base, options.extra, options.weights)
         {"apptainer": build_apptainer, "docker": build_docker}[options.builder](options, inputs)
     except (BuildError, CheckoutError) as error:
         sys.exit(f"image: {error}")

@@ -1,4 +1,4 @@
-"""What an image is made of: two folders below build/context, which both recipes copy, and the digests that name them.
+"""What an image is made of: two folders, which both recipes copy, and the digests that name them.
 
 `dependencies` is what the environment is installed from, `convoy` what changes with every commit.
 """
@@ -13,7 +13,6 @@ from checkout import check_out, git, load_sources
 from lock import ROOT
 
 BUILD = ROOT / "build"
-CONTEXT = BUILD / "context"
 DEPENDENCY_INPUTS = ("install.sh", "install.py", "environment.py", "checkout.py", "lock.py", "sources.toml")
 PACKAGE_INPUTS = ("src", "entrypoint", "pyproject.toml", "README.md", "image/runtime.sh")
 RECIPES = ("Apptainer.def", "Dockerfile")
@@ -38,11 +37,11 @@ class Inputs:
         return {"variant": self.variant, "commit": self.commit, "lock": self.lock, "navsim": self.navsim}
 
 
-def collect(variant: str, base: str | None, extra: Path | None, weights: Path | None) -> Inputs:
-    """Lays out build/context anew, from this checkout as it is. `extra` is a requirements file, `weights` a Hugging
+def collect(context: Path, variant: str, base: str | None, extra: Path | None, weights: Path | None) -> Inputs:
+    """Lays out `context` anew, from this checkout as it is. `extra` is a requirements file, `weights` a Hugging
     Face home. Raises CheckoutError."""
-    shutil.rmtree(CONTEXT, ignore_errors=True)
-    dependencies, package = CONTEXT / "dependencies", CONTEXT / "convoy"
+    shutil.rmtree(context, ignore_errors=True)
+    dependencies, package = context / "dependencies", context / "convoy"
     lock_file = f"requirements/{variant}.txt"
     for name in (*DEPENDENCY_INPUTS, lock_file):
         copy(ROOT / "image" / name, dependencies / "convoy" / "image" / name)
@@ -62,7 +61,7 @@ def collect(variant: str, base: str | None, extra: Path | None, weights: Path | 
                     *PACKAGE_INPUTS).split("\0"):  # fmt: skip
         if path and (ROOT / path).exists():
             copy(ROOT / path, package / path)
-    for folder in (CONTEXT, *(path for path in CONTEXT.rglob("*") if path.is_dir())):
+    for folder in (context, *(path for path in context.rglob("*") if path.is_dir())):
         folder.chmod(0o755)
 
     own = (*PACKAGE_INPUTS, *RECIPES, *(f"image/{name}" for name in (*DEPENDENCY_INPUTS, lock_file)))

@@ -95,12 +95,13 @@ def compile_bytecode(*folders: Path | str) -> None:
     for folder in folders:
         for cache in Path(folder).rglob("__pycache__"):
             shutil.rmtree(cache)
-    command = [PYTHON, "-m", "compileall", "-qq", "-j0", "--invalidation-mode=unchecked-hash", *folders]
+    command = [PYTHON, "-m", "compileall", "-qq", "-f", "-j0", "--invalidation-mode=unchecked-hash", *folders]
     subprocess.run(command, check=False)
 
 
 def open_to_every_user() -> None:
-    """Any uid runs the image, read-only: all is readable, nothing is setuid, no leftovers."""
+    """Any uid runs the image, read-only: all is readable, nothing is setuid, and there are no leftovers. Modes are the
+    same wherever it was built."""
     mounts = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}  # not the image's own
     for pattern in LEFTOVERS:
         for path in Path("/").glob(pattern):
@@ -115,10 +116,9 @@ def open_to_every_user() -> None:
             folders[:] = [name for name in folders if f"{folder}/{name}" not in mounts]
             for path in (folder, *(f"{folder}/{name}" for name in files)):
                 mode = os.lstat(path).st_mode
-                if stat.S_ISLNK(mode) or path in mounts:
+                if stat.S_ISLNK(mode) or mode & stat.S_ISVTX or path in mounts:  # links, and folders like /var/tmp
                     continue
-                executable = 0o111 if mode & 0o111 else 0
-                wanted = (stat.S_IMODE(mode) | 0o444 | executable) & ~(stat.S_ISUID | stat.S_ISGID)
+                wanted = 0o755 if mode & 0o111 else 0o644
                 if wanted != stat.S_IMODE(mode):  # in a layered file system each change is a copy
                     os.chmod(path, wanted)
 

@@ -3,6 +3,8 @@
 # What only the build may know lies below /run/secrets and ends up in no layer: "ca", a bundle of certificates,
 # and "mirrors", lines of NAME=VALUE (APT_MIRROR, pip's and the proxies' own variables).
 set -euo pipefail
+umask 022
+export PYTHONDONTWRITEBYTECODE=1 LC_ALL=C.UTF-8
 
 if [ -f /run/secrets/mirrors ]; then
     set -a
