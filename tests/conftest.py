@@ -36,6 +36,18 @@ def navsim_tree() -> Path:
     return tree
 
 
+@pytest.fixture(scope="session")
+def cuda() -> Any:
+    """The first GPU, as a torch device. CI has none: CONVOY_REQUIRE has to name `cuda` itself."""
+    import torch
+
+    if not torch.cuda.is_available():
+        if "cuda" in os.environ.get("CONVOY_REQUIRE", "").split(","):
+            pytest.fail("CONVOY_REQUIRE asks for cuda: torch sees no GPU here")
+        pytest.skip("torch sees no GPU here; run on one with CONVOY_REQUIRE=cuda")
+    return torch.device("cuda", 0)
+
+
 def write_sample(folder: Path, **files: dict[str, Any]) -> None:
     """Write one token's folder in NAVSIM's cache format."""
     folder.mkdir(parents=True, exist_ok=True)

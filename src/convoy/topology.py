@@ -117,14 +117,18 @@ class Task:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Task":
-        """Read srun's variables. Inside a batch script, but not under srun, the task is alone too."""
+        """Read what slurm/prepare.slurm hands into the container, else srun's variables; else the task is alone."""
         job = _job_id(environment)
-        restart = int(environment.get("SLURM_RESTART_COUNT", "0"))
-        if job is None or "SLURM_STEP_ID" not in environment:
-            return cls(f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}", job=job, restart=restart)
-        step = environment["SLURM_STEP_ID"]
-        number, count = int(environment["SLURM_PROCID"]), int(environment["SLURM_STEP_NUM_TASKS"])
-        return cls(f"{job}.{step}-{restart}", number, count, job, restart)
+        if "CONVOY_TASKS" in environment:
+            count, start = int(environment["CONVOY_TASKS"]), environment["CONVOY_RUN_ID"]
+            restart = int(environment.get("CONVOY_RESTART", "0"))
+        elif job is not None and "SLURM_STEP_ID" in environment:
+            count = int(environment["SLURM_STEP_NUM_TASKS"])
+            restart = int(environment.get("SLURM_RESTART_COUNT", "0"))
+            start = f"{job}.{environment['SLURM_STEP_ID']}-{restart}"
+        else:
+            return cls(f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}", job=job)
+        return cls(start, int(environment["SLURM_PROCID"]), count, job, restart)
 
 
 def gpus_of_node(environment: Mapping[str, str]) -> int | None:
