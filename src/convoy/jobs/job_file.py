@@ -21,16 +21,9 @@ def directives(text: str) -> dict[str, str]:
 
 def render(text: str, options: Mapping[str, str], root: Path, arguments: Sequence[str]) -> str:
     """A job file's text as sbatch would carry it out: `options` replace its own, `arguments` stand in it."""
-    left = dict(options)
-    lines: list[str] = []
-    for line in text.splitlines():
-        match = _DIRECTIVE.fullmatch(line)
-        if match and match.group(1) in left:
-            line = f"#SBATCH --{match.group(1)}={left.pop(match.group(1))}"
-        if line.startswith("exec "):
-            lines += [f"#SBATCH --{name}={value}" for name, value in left.items()]
-            line = shlex.join(["exec", str(root / "slurm" / "launch.sh"), *arguments])
-        lines.append(line)
+    lines = ["#!/usr/bin/env bash"]
+    lines += [f"#SBATCH --{name}={value}" for name, value in {**directives(text), **options}.items()]
+    lines.append(shlex.join(["exec", str(root / "slurm" / "launch.sh"), *arguments]))
     return "\n".join(lines) + "\n"
 
 
