@@ -55,7 +55,7 @@ navsim: venv  ## check out NAVSIM and nuplan-devkit at their pinned commits: bui
 
 .PHONY: image
 image:  ## build the Apptainer image build/convoy.sif [BASE= CA= APT_MIRROR= EXTRA= WEIGHTS=]
-	@$(PYTHON) image/build.py apptainer $(IMAGE_OPTIONS) --output '$(SIF)'
+	@$(PYTHON) image/build_image.py apptainer $(IMAGE_OPTIONS) --output '$(SIF)'
 
 .PHONY: image-reproducible
 image-reproducible:  ## build the Apptainer image twice from nothing and compare
@@ -63,7 +63,7 @@ image-reproducible:  ## build the Apptainer image twice from nothing and compare
 
 .PHONY: docker
 docker:  ## build its Docker twin convoy:cuda or convoy:cpu [DOCKER_FLAGS='--network host']
-	@$(PYTHON) image/build.py docker $(IMAGE_OPTIONS) --docker '$(DOCKER)' --docker-flags '$(DOCKER_FLAGS)'
+	@$(PYTHON) image/build_image.py docker $(IMAGE_OPTIONS) --docker '$(DOCKER)' --docker-flags '$(DOCKER_FLAGS)'
 
 .PHONY: shell
 shell:  ## open a shell in the Apptainer image, with this checkout's src/ over the installed package

@@ -1,4 +1,4 @@
-"""Builds the image twice from nothing and compares what the two hold: `make image-reproducible`."""
+"""Builds the image, then from nothing once more, and compares what the two hold: `make image-reproducible`."""
 
 import subprocess
 import sys
@@ -6,7 +6,13 @@ from pathlib import Path
 
 from context import BUILD
 
-FOLDER = BUILD / "reproducible"
+IMAGE = BUILD / "convoy.sif"
+AGAIN = BUILD / "reproducible" / "again.sif"
+
+
+def build(*options: str) -> None:
+    if subprocess.run([sys.executable, Path(__file__).with_name("build_image.py"), "apptainer", *options]).returncode:
+        sys.exit(1)
 
 
 def inside(image: Path, *command: str) -> str:
@@ -17,21 +23,19 @@ def inside(image: Path, *command: str) -> str:
 
 
 def main() -> None:
-    images = [FOLDER / "first.sif", FOLDER / "second.sif"]
-    for image in images:
-        build = [sys.executable, Path(__file__).with_name("build.py"), "apptainer", *sys.argv[1:]]
-        if subprocess.run([*build, "--fresh", f"--output={image}", f"--cache={FOLDER}"]).returncode:
-            sys.exit(1)
-    digests = [inside(image, "digest").strip() for image in images]
-    for image, digest in zip(images, digests, strict=True):
-        print(f"{image.name:<11} {digest}")
-    if len(set(digests)) == 1:
-        print("both builds hold the same")
-        return
-    listings = [set(inside(image, "digest", "--files").splitlines()) for image in images]
-    differing = sorted({line.split(maxsplit=2)[-1] for line in listings[0] ^ listings[1]})
-    shown = "\n".join(f"  {path}" for path in differing[:20])
-    sys.exit(f"the builds differ in {len(differing)} files:\n{shown}")
+    build(*sys.argv[1:], f"--output={IMAGE}")
+    build(*sys.argv[1:], f"--output={AGAIN}", f"--cache={AGAIN.parent}", "--fresh")
+    listings = {}
+    for image in (IMAGE, AGAIN):
+        print(f"{image}  {inside(image, 'digest').strip()}", flush=True)
+        listings[image] = set(inside(image, "digest", "--files").splitlines())
+    differing = sorted({line.split(maxsplit=2)[-1] for line in listings[IMAGE] ^ listings[AGAIN]})
+    if differing:
+        shown = "\n".join(f"  {path}" for path in differing[:20])
+        sys.exit(f"the builds differ in {len(differing)} files:\n{shown}")
+    for path in AGAIN.parent.iterdir():
+        path.unlink()
+    print("both builds hold the same")
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def driver(expected_gpus: int | None) -> tuple[str, str]:
 def judge_driver(text: str, cuda: str | None, loads: bool, needed: bool) -> tuple[str, str]:
     """`text` is /proc/driver/nvidia/version, empty without a driver; `cuda` is torch's version of it, None in a CPU
     build; `loads` says whether the driver's library can be loaded; `needed` whether GPUs are expected here."""
-    match = re.search(r"Kernel Module\D*(\d+)\.([\d.]+)", text)
+    match = re.search(r"Kernel Module(?: +for \S+)? +(\d+)\.([\d.]+)", text)
     version = f"{match[1]}.{match[2]}" if match else "unknown"
     if cuda is None:
         return (

@@ -73,7 +73,8 @@ def build_agent(agent_config: Any) -> Any:
                 f"The agent {agent_config._target_} downloads pretrained weights, and the model hub cannot be reached "
                 f"from here ({type(cause).__name__}). Give the weights as a folder with config.json and "
                 "pytorch_model.bin:\n  '+agent.config.image_architecture=\"local-dir:/path/to/folder\"' "
-                "(TransFuser), or set HF_HOME to a cache filled elsewhere."
+                "(TransFuser), or give a Hugging Face home that was filled elsewhere: HF_HOME=/path, in the image "
+                "--bind /path:/opt/convoy/weights."
             ) from error
         raise ConvoyError(
             f"The agent {agent_config._target_} could not be built: {str(error).splitlines()[0]} "

@@ -14,6 +14,7 @@ import contextlib
 import functools
 import http.server
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -52,7 +53,7 @@ def secrets(options: argparse.Namespace) -> Iterator[Path]:
         wheels = values.get("PIP_FIND_LINKS", "")
         if wheels and Path(wheels).is_dir():
             values["PIP_FIND_LINKS"] = stack.enter_context(served(Path(wheels)))
-        (folder / "mirrors").write_text("".join(f"{name}='{value}'\n" for name, value in values.items()))
+        (folder / "mirrors").write_text("".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items()))
         (folder / "ca").write_bytes(options.ca.read_bytes() if options.ca else b"")
         yield folder
 
