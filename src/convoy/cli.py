@@ -29,7 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from convoy.train import main as train  # its arguments are Hydra's, passed on untouched
 
         return train(arguments[1:])
-    parsed = _parser(arguments[:1]).parse_args(arguments)
+    parser = _parser(arguments[:1])
+    parsed, rest = parser.parse_known_args(arguments)
+    # argparse does not take overrides before and after an option.
+    if any("=" not in word or word.startswith("-") for word in rest) or (rest and "overrides" not in parsed):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.overrides += rest
     try:
         return parsed.run(parsed)
     except ConvoyError as error:

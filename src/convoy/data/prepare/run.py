@@ -35,7 +35,7 @@ from convoy.errors import ConvoyError
 from convoy.topology import Task
 
 PROBED = 8  # samples that the first layout is found with, of different logs
-REASON = 300  # characters of a failure's reason
+REASON = 300  # characters that are kept of what another's exception says
 
 
 @dataclass(frozen=True)
@@ -148,9 +148,10 @@ def _raise(error: Exception) -> Loaded:
 
 
 def _reason(error: Exception) -> str:
-    """The error's type and first line; Convoy's own errors and those of packing say it all themselves."""
-    text = " ".join(str(error).split())[:REASON]
-    return text if isinstance(error, (ConvoyError, NotPackable)) else f"{type(error).__name__}: {text}".rstrip(": ")
+    """In one line; Convoy's own errors say it all, of others the type is told too."""
+    text = " ".join(str(error).split())
+    own = isinstance(error, (ConvoyError, NotPackable))
+    return text if own else f"{type(error).__name__}: {text[:REASON]}".rstrip(": ")
 
 
 def _make(out: Path) -> None:

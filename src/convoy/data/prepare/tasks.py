@@ -70,7 +70,8 @@ class TaskBoard:
         self._stop.set()
         self._thread.join()
         self._sign = replace(self._sign, state=state)
-        self._write()
+        with contextlib.suppress(ConvoyError):  # task 0 may have seen that all is there, and forgotten the start
+            self._write()
 
     def signs(self) -> list[Sign]:
         """Of all tasks of this start that have given any."""

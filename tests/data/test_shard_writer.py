@@ -1,0 +1,110 @@
+import hashlib
+import os
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from convoy.data.packing import NotPackable, split_record, unpack
+from convoy.data.shard_writer import ShardWriter
+from convoy.data.shards import read_entry, shard_path
+
+
+def one(values):
+    return {"b": {"x": values, "y": torch.zeros(2)}}
+
+
+def read_back(root, shard):
+    data = shard_path(root, shard.name).read_bytes()
+    assert hashlib.sha256(data).hexdigest() == shard.sha256 and len(data) == shard.bytes
+    length = shard.layout.record_bytes
+    offsets = shard.offsets or [row * length for row in range(len(shard.tokens) + 1)]
+    field = shard.layout.fields[0]
+    return [
+        unpack(field, split_record(shard.layout, data[start:end])[0])
+        for start, end in zip(offsets[:-1], offsets[1:], strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        [torch.full((500,), float(number)) for number in range(4)],
+        [torch.zeros(500), torch.rand(500), torch.zeros(500)],
+        [torch.zeros(500), torch.full((500,), 0.2), torch.full((500,), 9.0), torch.full((500,), -1e6)],
+        [torch.zeros(500), torch.ones(700), torch.rand(3)],
+    ],
+    ids=["fits", "widened-at-once", "widened-twice", "shapes"],
+)
+def test_every_record_is_what_was_added_whatever_came_later(tmp_path, samples):
+    with ShardWriter(tmp_path, "log", 3, None) as writer:
+        for number, values in enumerate(samples):
+            writer.add(f"t{number}", one(values))
+        shard = writer.finish({"all": 1.0})
+    assert read_entry(tmp_path, "log-003") == shard
+    for values, back in zip(samples, read_back(tmp_path, shard), strict=True):
+        assert np.array_equal(back, values.numpy())
+
+
+def test_a_sample_that_is_refused_leaves_nothing(tmp_path):
+    with ShardWriter(tmp_path, "log", 0, None) as writer:
+        writer.add("a", one(torch.ones(500)))
+        with pytest.raises(NotPackable):
+            writer.add("b", {"b": {"x": torch.ones(500)}})
+        with pytest.raises(NotPackable, match="token is there twice"):
+            writer.add("a", one(torch.ones(500)))
+        writer.fail("b", "reason")
+        writer.add("c", one(torch.full((500,), 2.0)))
+        shard = writer.finish({})
+    assert shard.tokens == ("a", "c") and shard.failures[0].token == "b"
+    assert [back[0] for back in read_back(tmp_path, shard)] == [1, 2]
+
+
+def test_a_shard_without_samples_has_an_entry_and_no_file(tmp_path):
+    with ShardWriter(tmp_path, "log", 0, None) as writer:
+        writer.fail("a", "reason")
+        writer.finish({})
+    assert os.listdir(tmp_path / "shards") == ["log-000.json"]
+    assert read_entry(tmp_path, "log-000").tokens == ()
+
+
+def test_what_is_not_finished_leaves_no_trace(tmp_path):
+    with pytest.raises(RuntimeError), ShardWriter(tmp_path, "log", 0, None) as writer:
+        writer.add("a", one(torch.ones(500)))
+        raise RuntimeError
+    assert os.listdir(tmp_path / "shards") == []
+
+
+def test_an_earlier_shard_stays_until_the_new_one_is_whole(tmp_path):
+    with ShardWriter(tmp_path, "log", 0, None) as writer:
+        writer.add("a", one(torch.ones(500)))
+        first = writer.finish({})
+    with pytest.raises(RuntimeError), ShardWriter(tmp_path, "log", 0, None) as writer:
+        writer.add("b", one(torch.zeros(500)))
+        raise RuntimeError
+    assert read_back(tmp_path, first)[0][0] == 1
+
+
+def test_no_room_is_told_with_the_file(tmp_path):
+    code = """
+import sys, torch
+from pathlib import Path
+from convoy.data.shard_writer import ShardWriter, WriteError
+try:
+    with ShardWriter(Path(sys.argv[1]), "log", 0, None) as writer:
+        for number in range(100):
+            writer.add(str(number), {"b": {"x": torch.rand(10_000)}})
+        writer.finish({})
+except WriteError as error:
+    print(error)
+"""
+    limit = (200_000, 200_000)
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], text=True, capture_output=True, check=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )  # fmt: skip
+    assert "log-000.bin could not be written: File too large" in done.stdout
+    assert os.listdir(tmp_path / "shards") == []
