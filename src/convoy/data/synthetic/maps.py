@@ -94,6 +94,8 @@ def write_map(root: Path, location: Location, town: Town) -> Path:
             pyogrio.write_dataframe(
                 frame.to_crs("EPSG:4326"), temporary, layer=name, driver="GPKG", append=True, geometry_type=kind
             )
+    except RuntimeError as error:  # what pyogrio makes of a full disk
+        raise ConvoyError(f"Can't write {path}: {error}") from error
     finally:
         pyogrio.set_gdal_config_options(dict.fromkeys(options))
     temporary.replace(path)

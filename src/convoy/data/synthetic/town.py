@@ -1,6 +1,6 @@
 """A synthetic town: the roads that raw logs are driven on, in metres, x east, y north.
 
-Three by three blocks of two-lane roads. The corners of the ring are curves, the middles of its sides T-junctions, and
+Two by two blocks between two-lane roads. The corners of the ring are curves, the middles of its sides T-junctions, and
 the centre is a crossing; every junction has traffic lights. Roads between junctions are straight or bend to and fro.
 """
 
