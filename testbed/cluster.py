@@ -7,6 +7,7 @@ pretended GPUs. All see the checkout at its own path, and /scratch.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import secrets
 import shutil
@@ -108,13 +109,13 @@ def slurm_conf(cluster: Cluster) -> str:
     return "\n".join([*kept, *cluster.slurm_conf]) + "\n"
 
 
-def up(cluster: Cluster, base: str) -> None:
+def up(cluster: Cluster, base: str, target: str = "cluster") -> None:
     """Start the cluster and return when every node is idle."""
     started = time.monotonic()
     if containers(cluster.name):
         raise TestbedError(f"A cluster named {cluster.name} is up: `make cluster-down` first.")
-    if not docker("image", "inspect", cluster.image, check=False).ok:
-        build(cluster.image, base)
+    if built_from(cluster.image) != recipe():
+        build(cluster.image, base, target)
     write_state(cluster)
     uid = ROOT.stat().st_uid
     if uid == 0:  # the checkout belongs to root: its ordinary user may write where the Makefile and jobs do
@@ -199,11 +200,23 @@ def run(name: str, host: str, as_root: bool, command: Sequence[str]) -> NoReturn
     os.execvp(DOCKER, arguments)
 
 
-def build(image: str, base: str) -> None:
-    """Build the cluster's image on `base`."""
-    context = str(ROOT / "testbed")
-    arguments = ["build", "--network=host", f"--build-arg=BASE={base}", "--target=cluster", f"--tag={image}", context]
-    done = subprocess.run([DOCKER, *arguments])
+def recipe() -> str:
+    """Digest of what the image is built from."""
+    return hashlib.sha256(
+        b"".join((ROOT / "testbed" / name).read_bytes() for name in ("Dockerfile", "entry"))
+    ).hexdigest()
+
+
+def built_from(image: str) -> str | None:
+    """The recipe that `image` was built from; None where there is no such image."""
+    found = docker("image", "inspect", image, '--format={{index .Config.Labels "convoy.recipe"}}', check=False)
+    return found.text.strip() if found.ok else None
+
+
+def build(image: str, base: str, target: str = "cluster") -> None:
+    """Build the Dockerfile's `target` on `base`."""
+    arguments = [f"--build-arg=BASE={base}", f"--target={target}", f"--label=convoy.recipe={recipe()}"]
+    done = subprocess.run([DOCKER, "build", "--network=host", *arguments, f"--tag={image}", str(ROOT / "testbed")])
     if done.returncode:
         raise TestbedError(
             f"The image {image} could not be built on {base}. Where Docker Hub cannot be reached, make a base: "
@@ -250,6 +263,7 @@ def main() -> int:
     starting.add_argument("--image", default="convoy-testbed", help="built when it does not exist")
     starting.add_argument("--base", default=os.environ.get("TESTBED_BASE", "debian:sid-slim"), help="to build it on")
     starting.add_argument("--no-accounting", action="store_true", help="without the accounting database")
+    starting.add_argument("--target", default="cluster", choices=("cluster", "slurm"), help="slurm: without Apptainer")
     commands.add_parser("down", help="remove it, /scratch too")
     running = commands.add_parser("run", help="run a command in the checkout")
     running.add_argument("--host", default="login", help="on which host (default: login)")
@@ -263,7 +277,7 @@ def main() -> int:
                 args.name, nodes, args.gpus, args.cpus, args.memory_gib, tuple(args.partitions.split(",")),
                 tuple(args.slurm_conf), args.image, not args.no_accounting, tuple(args.mount),
             )  # fmt: skip
-            up(cluster, args.base)
+            up(cluster, args.base, args.target)
         elif args.command == "down":
             down(args.name)
         else:
