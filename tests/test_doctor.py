@@ -44,7 +44,8 @@ def test_the_gpus_that_slurm_gave_are_expected(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_modules_from_elsewhere_are_named(tmp_path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(doctor.sys, "path", [path for path in doctor.sys.path if "-packages" in path])  # without pytest's
+    without_pytest = [path for path in doctor.sys.path if "-packages" in path]
+    monkeypatch.setattr(doctor.sys, "path", without_pytest)
     assert doctor.isolation()[0] == "ok"
     monkeypatch.syspath_prepend(str(tmp_path))
     status, found = doctor.isolation()

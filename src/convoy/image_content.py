@@ -19,8 +19,8 @@ NOT_CONTENT = frozenset(
         "dev", "proc", "sys", "run", "tmp", "var/tmp", "home", "root", "mnt", "media", "srv",
         "etc/group", "etc/gshadow", "etc/hostname", "etc/hosts", "etc/localtime", "etc/mtab", "etc/nsswitch.conf",
         "etc/passwd", "etc/resolv.conf", "etc/shadow", "etc/subgid", "etc/subuid",
-        ".dockerenv", ".singularity.d", ".exec", ".run", ".shell", ".test", "environment", "singularity",
-        str(MANIFEST).lstrip("/"),
+        ".dockerenv", ".exec", ".post.script", ".run", ".shell", ".singularity.d", ".test", "environment",
+        "singularity", str(MANIFEST).lstrip("/"),
     }
 )  # fmt: skip
 
