@@ -139,7 +139,7 @@ def write_raw(
             if progress:
                 progress(last - first)
         total += sum(size for _, size in pool.run(_write_log, plan, missing, workers))
-        total += sum(_size(plan, log) for log in range(logs) if log not in missing)
+        total += sum(_size(plan, log) for log in set(range(logs)) - set(missing))
     except OSError as error:
         raise ConvoyError(f"Can't write the data set: {error}. Finished files are kept.") from error
     return RawSummary(plan.out, split, samples, logs, frame_count(samples, logs), total, time.monotonic() - started)
