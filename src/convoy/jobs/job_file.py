@@ -22,7 +22,8 @@ def directives(text: str) -> dict[str, str]:
 def render(text: str, options: Mapping[str, str], root: Path, arguments: Sequence[str]) -> str:
     """A job file's text as sbatch would carry it out: `options` replace its own, `arguments` stand in it."""
     lines = ["#!/usr/bin/env bash"]
-    lines += [f"#SBATCH --{name}={value}" for name, value in {**directives(text), **options}.items()]
+    effective = {**directives(text), **options}
+    lines += [f"#SBATCH --{name}={value}" if value else f"#SBATCH --{name}" for name, value in effective.items()]
     lines.append(shlex.join(["exec", str(root / "slurm" / "launch.sh"), *arguments]))
     return "\n".join(lines) + "\n"
 
