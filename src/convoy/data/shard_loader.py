@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import BatchSampler, Sampler
 
 from convoy.data.cache import Builders
 from convoy.data.packed_batch import BlockPool, Column, PackedBatch, columns_of
@@ -166,18 +166,19 @@ class ShardLoader:
         check: Callable[[], None] | None = None,
     ) -> None:
         """`prefetch`: batches that are read ahead. `check` is called before each batch and may raise."""
-        self.split, self.sampler, self.batch_size = split, sampler, batch_size
+        # As a DataLoader calls them: Lightning tells the sampler each epoch's number.
+        self.sampler, self.batch_sampler = sampler, BatchSampler(sampler, batch_size, drop_last=False)
+        self.split = split
         self._builders, self._reader, self._prefetch, self._check = builders, reader, max(1, prefetch), check
         layouts = list(dict.fromkeys(shard.layout for shard in split.shards))
         self._layout_of = np.array([layouts.index(shard.layout) for shard in split.shards])
         self._plans = [_Plan.of(layout, builders, batch_size) for layout in layouts]
 
     def __len__(self) -> int:
-        return -(-len(self.sampler) // self.batch_size)  # type: ignore[arg-type]
+        return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[PackedBatch]:
-        order = np.fromiter(self.sampler, dtype=np.int64)
-        batches = (order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size))
+        batches = iter(self.batch_sampler)
         pending = deque(self._begin(batch) for batch in islice(batches, 1))
         try:
             while pending:
@@ -191,7 +192,7 @@ class ShardLoader:
             for reading in pending:
                 reading.abandon()
 
-    def _begin(self, indices: np.ndarray) -> "_Reading":
+    def _begin(self, indices: Sequence[int]) -> "_Reading":
         shards, rows = self.split.shard_of[indices].tolist(), self.split.row_of[indices].tolist()
         layouts = set(self._layout_of[shards].tolist())
         plan = self._plans[next(iter(layouts))]
