@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
     command = job_file.command(script, options, args.overrides)
     if args.dry_run:
-        print(f"# {shlex.join(command)}\n# image {settings.image} sha256:{digest}")
+        print(f"{shlex.join(command)}\nimage {settings.image} sha256:{digest}", file=sys.stderr)
         print(job_file.render(text, options, root, args.overrides), end="")
         return ExitCode.FINISHED
     print(shlex.join(command), flush=True)
