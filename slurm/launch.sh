@@ -2,30 +2,11 @@
 # The launch, inside an allocation (a job file's, or salloc's): one container per node, torchrun in each, one rank per GPU.
 # Arguments are Hydra overrides, passed on untouched. docs/launch.md tells the settings.
 set -euo pipefail
-fail() { echo "convoy: $*" >&2; exit 1; }
-
 root=${CONVOY_ROOT:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
-[[ ${SLURM_JOB_NODELIST:-} ]] || fail "this is no SLURM allocation: sbatch slurm/torchrun_2node.slurm …, or salloc first"
-
-# Site settings: NAME=VALUE lines, taken where the environment has no such name.
-site=${CONVOY_SITE:-$root/slurm/site.conf}
-if [[ -f $site ]]; then
-    while IFS= read -r line || [[ $line ]]; do
-        if [[ $line =~ ^([A-Z][A-Z0-9_]*)=(.*)$ && ! -v ${BASH_REMATCH[1]} ]]; then export "${BASH_REMATCH[0]}"; fi
-    done < "$site"
-fi
-# shellcheck disable=SC2086  # several modules
-if [[ ${CONVOY_MODULES:-} ]]; then module load $CONVOY_MODULES; fi
+# shellcheck source=slurm/site.sh
+. "$root/slurm/site.sh"
 read -ra defaults <<< "${CONVOY_OVERRIDES:-}"
 overrides=("${defaults[@]}" "$@")
-
-export CONVOY_ROOT=$root CONVOY_IMAGE=${CONVOY_IMAGE:-$root/build/convoy.sif}
-export NAVSIM_EXP_ROOT=${NAVSIM_EXP_ROOT:-$PWD/exp}
-type -P apptainer > /dev/null || fail "apptainer is not in PATH of $(hostname): name its module, CONVOY_MODULES in $site"
-[[ -r $CONVOY_IMAGE ]] || fail "there is no image $CONVOY_IMAGE: make image, or CONVOY_IMAGE=/path/to/convoy.sif"
-if ! mkdir -p "$NAVSIM_EXP_ROOT" 2> /dev/null || [[ ! -w $NAVSIM_EXP_ROOT ]]; then
-    fail "NAVSIM_EXP_ROOT=$NAVSIM_EXP_ROOT cannot be written: name a shared folder that can"
-fi
 
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export CONVOY_HOSTS=${hosts//$'\n'/ }

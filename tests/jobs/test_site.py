@@ -55,8 +55,8 @@ def test_a_file_that_is_not_there(tmp_path):
 
 @pytest.mark.parametrize("given", [{}, {"CONVOY_IMAGE": "/mine.sif", "NCCL_SOCKET_IFNAME": ""}])
 def test_bash_and_python_read_the_same(file, given):
-    """The loop of slurm/launch.sh, run by itself."""
-    text = (ROOT / "slurm/launch.sh").read_text()
+    """The loop of slurm/site.sh, run by itself."""
+    text = (ROOT / "slurm/site.sh").read_text()
     start, end = text.index("if [[ -f $site ]]"), text.index("# shellcheck disable=SC2086")
     script = f"set -euo pipefail; site=$1\n{text[start:end]}\nenv -0"
     base = {"PATH": os.environ["PATH"]} | given
