@@ -187,7 +187,7 @@ def test_two_jobs_of_an_array_on_the_same_nodes_and_hostile_overrides(testbed, f
     """Both tasks run at once on both nodes; every character of an override arrives."""
     import yaml
 
-    escaped = HOSTILE.replace("\\", "\\\\").replace('"', '\\"')
+    escaped = HOSTILE.replace('"', '\\"')  # Hydra's own quoting; the shell's is not needed in a list of arguments
     value = f'+note="{escaped}"'
     job = testbed.sbatch(
         "--array=0-1", "--nodelist=gl001,gl006", *SMALL, "slurm/torchrun_2node.slurm", *fork, value,

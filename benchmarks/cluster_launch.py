@@ -1,0 +1,150 @@
+"""From sbatch to the first optimiser step on an idle testbed, against a bare srun of torchrun with the same Python.
+
+Both sides train the built-in agent on the same nodes from the same image. The bare side is what a person would type by
+hand: srun, the container, torchrun with a fixed endpoint, no check, no search for a port, nothing handed over.
+
+    python benchmarks/cluster_launch.py --repeats 5 --json
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from report import print_report
+
+ROOT = Path(__file__).parents[1]
+NAME = "convoy-bench"
+PHASES = (
+    "queue and batch script",
+    "rendezvous on the first node",
+    "containers and checks",
+    "torch and Lightning, first step",
+)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A testbed of its own, so that nobody else's job is on it."""
+
+    image: Path
+
+    def manage(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, ROOT / "testbed/cluster.py", f"--name={NAME}", *arguments],
+            text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        if done.returncode:
+            sys.exit(f"{' '.join(arguments)} failed:\n{done.stdout}")
+        return done.stdout
+
+    def run(self, *command: str) -> str:
+        return self.manage("run", *command)
+
+    def born(self, path: str) -> float:
+        """When a file was made, in seconds since the epoch."""
+        return float(self.run("stat", "--format=%.9W", path))
+
+    def first_step(self, run_dir: str) -> float:
+        log = self.run("cat", f"{run_dir}/logs/rank-000.log")
+        line = next(line for line in log.splitlines() if "samples/s" in line)
+        stamp = datetime.strptime(" ".join(line.split()[:2]), "%Y-%m-%d %H:%M:%S,%f")
+        offset = int(self.run("date", "+%z")) // 100
+        return (stamp - datetime(1970, 1, 1)).total_seconds() - offset * 3600
+
+
+def convoy(cluster: Cluster, nodes: int, overrides: list[str], index: int) -> tuple[float, list[float]]:
+    """Seconds from sbatch to the first step, and how they split up."""
+    run_dir, log = f"/scratch/convoy-{index}", f"/scratch/convoy-{index}.log"
+    started = time.time()
+    cluster.run(
+        "env", f"CONVOY_IMAGE={cluster.image}", "sbatch", "--wait", f"--nodes={nodes}", f"--output={log}",
+        "slurm/torchrun_1node.slurm", *overrides, f"run_dir={run_dir}",
+    )  # fmt: skip
+    agent = min(cluster.born(path) for path in cluster.run("sh", "-c", f"ls {run_dir}/logs/torchrun-*").split())
+    marks = [started, cluster.born(log), cluster.born(f"{run_dir}/launches.jsonl"), agent, cluster.first_step(run_dir)]
+    return marks[-1] - marks[0], [later - earlier for earlier, later in zip(marks, marks[1:], strict=False)]
+
+
+def bare(cluster: Cluster, nodes: int, overrides: list[str], index: int) -> float:
+    run_dir = f"/scratch/bare-{index}"
+    command = [
+        "torchrun", f"--nnodes={nodes}", "--nproc-per-node=4", "--rdzv-backend=c10d", "--rdzv-endpoint=gl001:29500",
+        f"--rdzv-id={index}", "-m", "convoy.train", *overrides, f"run_dir={run_dir}",
+    ]  # fmt: skip
+    environment = ["OMP_NUM_THREADS=1", f"CONVOY_RUN_DIR={run_dir}"]
+    started = time.time()
+    cluster.run(
+        "env", *environment, "srun", f"--nodes={nodes}", "--ntasks-per-node=1", "--gpus-per-node=4",
+        "--cpus-per-task=128", "--mem=0", "apptainer", "--quiet", "exec", "--bind=/scratch", str(cluster.image), *command,
+    )  # fmt: skip
+    return cluster.first_step(run_dir) - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--nodes", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--image", type=Path, default=ROOT / "build/convoy.sif")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    cluster = Cluster(args.image.absolute())
+    cluster.manage("down")
+    cluster.manage("up", f"--nodes={args.nodes}")
+    try:
+        cluster.run(
+            "apptainer",
+            "run",
+            "--bind=/scratch",
+            str(cluster.image),
+            "synth",
+            "/scratch/cache",
+            "--samples=64",
+            "--logs=4",
+        )
+        overrides = [
+            "cache_path=/scratch/cache", "data.val_fraction=0.25", "global_batch=16", "+trainer.params.max_steps=2",
+            "trainer.params.log_every_n_steps=1", "dataloader.params.num_workers=0",
+            "trainer.params.limit_val_batches=0", "trainer.params.accelerator=cpu", "trainer.params.precision=32-true",
+        ]  # fmt: skip
+        ours, splits, theirs = [], [], []
+        for index in range(args.repeats + 1):  # the first of each fills the page cache and does not count
+            theirs.append(bare(cluster, args.nodes, overrides, index))
+            seconds, split = convoy(cluster, args.nodes, overrides, index)
+            ours.append(seconds)
+            splits.append(split)
+        container = []
+        for _ in range(args.repeats):
+            began = time.time()
+            cluster.run("apptainer", "exec", str(cluster.image), "true")
+            container.append(time.time() - began)
+    finally:
+        cluster.manage("down")
+    medians = [statistics.median(split[phase] for split in splits[1:]) for phase in range(len(PHASES))]
+    record = {
+        "nodes": args.nodes,
+        "processes_per_node": 4,
+        "convoy_s": statistics.median(ours[1:]),
+        "bare_s": statistics.median(theirs[1:]),
+        "all_convoy_s": ours[1:],
+        "all_bare_s": theirs[1:],
+        "phases_s": dict(zip(PHASES, medians, strict=True)),
+        "empty_container_s": statistics.median(container),
+    }
+    record["ratio"] = record["convoy_s"] / record["bare_s"]
+    rows = [
+        ["sbatch to first step", record["convoy_s"], record["ratio"]],
+        *([f"  {phase}", seconds, ""] for phase, seconds in record["phases_s"].items()),
+        ["bare srun torchrun to first step", record["bare_s"], 1.0],
+        ["an empty container, with docker exec", record["empty_container_s"], ""],
+    ]
+    title = f"launch on {args.nodes} node(s) x 4 ranks, median of {args.repeats}"
+    print_report(title, ("", "seconds", "against bare"), rows, record, args.json)
+
+
+if __name__ == "__main__":
+    main()
