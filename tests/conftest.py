@@ -26,12 +26,6 @@ def require(name: str, present: bool, reason: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def needs() -> Callable[[str, bool, str], None]:
-    """`require`, for files that cannot import this one."""
-    return require
-
-
-@pytest.fixture(scope="session")
 def requirement() -> Callable[[str, bool, str], None]:
     """`require`, for test files in folders."""
     return require

@@ -49,25 +49,31 @@ class Apptainer:
 
 
 @pytest.fixture(scope="session")
-def apptainer(needs) -> Apptainer:
-    needs("apptainer", apptainer_prefix() is not None, "neither Apptainer nor Docker here (apt install docker.io)")
+def apptainer(requirement) -> Apptainer:
+    requirement(
+        "apptainer", apptainer_prefix() is not None, "neither Apptainer nor Docker here (apt install docker.io)"
+    )
     return Apptainer()
 
 
 @pytest.fixture(scope="session")
-def sif(apptainer: Apptainer, needs) -> Path:
-    needs("image", SIF.exists(), f"no {SIF}: make image VARIANT=cpu (or testbed/apptainer make image VARIANT=cpu)")
+def sif(apptainer: Apptainer, requirement) -> Path:
+    requirement(
+        "image", SIF.exists(), f"no {SIF}: make image VARIANT=cpu (or testbed/apptainer make image VARIANT=cpu)"
+    )
     labels = json.loads(apptainer.run("inspect", "--json", SIF))["data"]["attributes"]["labels"]
-    needs("image", labels["convoy.variant"] == "cpu", "the image is not of the cpu variant: make image VARIANT=cpu")
+    requirement(
+        "image", labels["convoy.variant"] == "cpu", "the image is not of the cpu variant: make image VARIANT=cpu"
+    )
     return SIF
 
 
 @pytest.fixture(scope="session")
-def docker_image(needs) -> str:
+def docker_image(requirement) -> str:
     built = (
         docker() and not subprocess.run([docker(), "image", "inspect", "convoy:cpu"], capture_output=True).returncode
     )
-    needs("docker", bool(built), "no Docker image convoy:cpu: make docker VARIANT=cpu")
+    requirement("docker", bool(built), "no Docker image convoy:cpu: make docker VARIANT=cpu")
     return "convoy:cpu"
 
 
