@@ -80,7 +80,8 @@ def bare(cluster: Cluster, nodes: int, overrides: list[str], index: int) -> floa
     started = time.time()
     cluster.run(
         "env", *environment, "srun", f"--nodes={nodes}", "--ntasks-per-node=1", "--gpus-per-node=4",
-        "--cpus-per-task=128", "--mem=0", "apptainer", "--quiet", "exec", "--bind=/scratch", str(cluster.image), *command,
+        "--cpus-per-task=128", "--mem=0", "apptainer", "--quiet", "exec", "--bind=/scratch",
+        str(cluster.image), *command,
     )  # fmt: skip
     return cluster.first_step(run_dir) - started
 
