@@ -85,7 +85,7 @@ cluster-down:  ## remove it, its /scratch too
 .PHONY: lint
 lint: venv  ## check Python with ruff, and bash with shellcheck where it is installed
 	@.venv/bin/ruff check .
-	@if command -v shellcheck > /dev/null; then git ls-files -z '*.sh' '*.slurm' .ci/run .ci/docker testbed/run testbed/entry testbed/base-image | xargs -0 shellcheck; \
+	@if command -v shellcheck > /dev/null; then git ls-files -z '*.sh' '*.slurm' .ci/run .ci/docker testbed/run testbed/entry testbed/base-image | xargs -0 shellcheck --external-sources; \
 	else echo 'shellcheck is not installed: bash was not checked'; fi
 
 .PHONY: lock

@@ -2,6 +2,7 @@
 # What `apptainer run` and `docker run` start: `train` becomes torchrun, a program is itself (bash, python, …), and every
 # other word is a convoy command.
 set -euo pipefail
+# shellcheck source=image/runtime.sh
 . /opt/convoy/image/runtime.sh
 
 case ${1:-help} in
