@@ -34,17 +34,19 @@ def apptainer_prefix() -> tuple[str, ...] | None:
 class Apptainer:
     """Runs commands where Apptainer is, as an ordinary user."""
 
-    def command(self, *command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    def command(
+        self, *command: str | Path, errors: int = subprocess.STDOUT, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*apptainer_prefix(), "env", *(f"{name}={value}" for name, value in environment.items()), *command],
             cwd=ROOT, env=os.environ | {"DOCKER": docker() or "docker"}, text=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=1500,
+            stdout=subprocess.PIPE, stderr=errors, timeout=1500,
         )  # fmt: skip
 
     def run(self, *arguments: str | Path, **environment: str) -> str:
-        """`apptainer ARGUMENTS…`; its output, or the test fails."""
-        done = self.command("apptainer", "--quiet", *arguments, **environment)
-        assert done.returncode == 0, done.stdout
+        """`apptainer ARGUMENTS…`; its standard output, or the test fails."""
+        done = self.command("apptainer", "--quiet", *arguments, errors=subprocess.PIPE, **environment)
+        assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
 

@@ -9,7 +9,7 @@ import pytest
 from convoy.agents.navsim import write_random_backbone
 
 CPU = ("trainer.params.accelerator=cpu", "trainer.params.precision=32-true", "dataloader.params.num_workers=0")
-ISOLATED = ("--cleanenv", "--containall", "--no-home")
+ISOLATED = ("--cleanenv", "--containall", "--no-home", "--pwd=/")
 
 pytestmark = pytest.mark.xdist_group("containers")
 
@@ -49,6 +49,11 @@ def test_nothing_of_the_host_leaks_in(apptainer, sif, workspace: Path):
     assert apptainer.run("exec", f"--home={home}", sif, "python", "-c", program, **poison) == expected
     assert apptainer.run("exec", *ISOLATED, sif, "python", "-c", program, **poison) == expected
     assert json.loads(apptainer.run("run", f"--home={home}", sif, "doctor", "--json", **poison))["ok"]
+
+    # On purpose it works, and the doctor says so.
+    chosen = f"--env=PYTHONPATH={home}/modules"
+    fake = apptainer.command("apptainer", "--quiet", "exec", f"--bind={home}", chosen, sif, "python", "-c", program)
+    assert "the fake torch was imported" in fake.stdout
 
 
 def test_the_image_is_read_only_and_nothing_is_written_beside_the_run(apptainer, sif, workspace: Path):
@@ -119,7 +124,7 @@ def test_a_fork_is_bound_over_the_bundled_navsim(apptainer, sif, workspace: Path
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["bash", "-c", "echo $1", "-", "a  b"], "a  b\n"),
+        (["bash", "-c", 'echo "$1"', "-", "a  b"], "a  b\n"),
         (["help"], "usage: convoy"),
         (["image", "manifest"], '"variant": "cpu"'),
     ],
