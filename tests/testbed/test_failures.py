@@ -1,5 +1,6 @@
 """What goes wrong on a cluster: one clear line, a non-zero exit, and no process left on any node."""
 
+import json
 import re
 import time
 
@@ -104,14 +105,30 @@ def test_outside_an_allocation(testbed):
     assert done.out.startswith("convoy: this is no SLURM allocation: sbatch slurm/torchrun_2node.slurm")
 
 
-def test_scancel_leaves_nothing(testbed):
+def test_a_warned_requeued_and_cancelled_job(testbed):
+    """SIGUSR1 of --signal changes nothing but says so; a requeued job goes on; a cancelled one leaves no process."""
+
+    def wait_for(text: str) -> None:
+        deadline = time.monotonic() + 120
+        while text not in (log := testbed.run("bash", "-c", f"cat /scratch/job-{job}.log").out):
+            assert time.monotonic() < deadline, log
+            time.sleep(1)
+
     endless = ("cache_path=/scratch/cache", "trainer.params.max_epochs=100000", "dataloader.params.num_workers=1")
+    often = ("checkpoint.every_minutes=0", "trainer.params.log_every_n_steps=1", "global_batch=16")
     submit = ["env", f"CONVOY_IMAGE={testbed.image}", "sbatch", "--parsable", "--output=/scratch/job-%j.log"]
-    job = testbed.run(*submit, *ONE_GPU, TWO, *endless, "global_batch=16").out.strip()
-    deadline = time.monotonic() + 120
-    while "epoch 0" not in (log := testbed.run("bash", "-c", f"cat /scratch/job-{job}.log").out):
-        assert time.monotonic() < deadline, log
-        time.sleep(1)
+    job = testbed.run(*submit, *ONE_GPU, TWO, *endless, *often).out.strip()
+    wait_for("epoch 1 ")
+    assert testbed.run("scancel", "--signal=USR1", "--batch", job).code == 0
+    wait_for("launch: the time limit is near")
+    assert testbed.run("squeue", "--noheader", "--format=%T", f"--jobs={job}").out.strip() == "RUNNING"
+    assert testbed.run("scontrol", "requeue", job).code == 0
+    testbed.assert_nothing_left()
+    # A requeued job waits for a while that SLURM counts in minutes; its begin may be moved.
+    assert testbed.run("scontrol", "update", f"JobId={job}", "StartTime=now").code == 0
+    wait_for(f"going on from /scratch/exp/train/{job}/checkpoints/last.ckpt")
+    launches = [json.loads(line) for line in testbed.read(f"/scratch/exp/train/{job}/launches.jsonl").splitlines()]
+    assert [launch["run_id"] for launch in launches] == [f"{job}-0", f"{job}-1"]
     assert testbed.processes()
     assert testbed.run("scancel", job).code == 0
     testbed.assert_nothing_left()

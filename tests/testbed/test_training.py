@@ -231,6 +231,27 @@ def test_salloc_and_the_launch(testbed, fork):
     assert re.search(r"^launch: SLURM job \d+: 2 node\(s\) x 1 rank\(s\)$", done.out, re.MULTILINE), done.out
 
 
+def test_any_number_of_nodes(testbed, fork):
+    job = testbed.sbatch(
+        "--nodes=3", *SMALL, "slurm/torchrun_1node.slurm", *fork[:-1], "global_batch=9",
+        environment={"NAVSIM_DEVKIT_ROOT": "/scratch/fork"},
+    )  # fmt: skip
+    assert job.code == 0, job.log
+    assert "3 node(s) x 1 process(es), global batch 9 = 3 ranks x 3 samples" in job.log
+
+
+def test_a_terminal_on_a_node(testbed, fork):
+    """`srun --pty` inside an allocation, on a real terminal: one node, and the entrypoint says so."""
+    train = " ".join(
+        [*fork, "trainer.params.accelerator=cpu", "trainer.params.precision=32-true", "run_dir=/scratch/pty"]
+    )
+    binds = "--bind=/scratch --bind=/scratch/fork:/opt/navsim"
+    inside = f"srun --nodes=1 --ntasks=1 --pty apptainer run {binds} {testbed.image} train {train}"
+    done = testbed.run("salloc", "--nodes=2", *SMALL, "script", "--quiet", "--return", "--command", inside, "/dev/null")
+    assert done.code == 0, done.out
+    assert re.search(r"launch: SLURM job \d+, alone on gl\d+: 1 rank\(s\)", done.out), done.out
+
+
 def test_srun_of_the_image_without_sbatch(testbed, fork):
     """Nothing of Convoy's on the host: the entrypoint reads what srun says."""
     command = [
