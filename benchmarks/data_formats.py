@@ -1,9 +1,10 @@
-"""Random batches of packed samples: plain records as Convoy writes them, against formats of other libraries.
+"""Random batches of packed samples: Convoy's reader, against other libraries.
 
 Every side holds the same records of 886 kB in the same number of files, reads them in the same random order with the
 same number of threads, and gives batches of 64 as a training needs them: each tensor's samples side by side, in one of
 four blocks of host memory that are used in turn (a loader reads ahead). Once with all files in the page cache, and once
-with none of them there. Libraries that are not installed are left out; all of them:
+with none of them there; and what a sample costs in processor time, which other work on the machine does not change.
+Libraries that are not installed are left out; all of them:
 pip install array-record grain mosaicml-streaming litdata safetensors pyarrow (not among Convoy's requirements).
 
     python benchmarks/data_formats.py --samples 1024
@@ -37,7 +38,7 @@ from convoy.data.shards import Builder, Layout, Manifest, write_manifest
 BATCH, FILES, THREADS, BLOCKS = 64, 8, 2, 4
 Reader = Callable[[np.ndarray], None]  # goes through the data set once, in the order of the indices
 Opener = Callable[[], Reader]
-PLAIN = "Convoy's plain records"
+PLAIN = "Convoy's reader"
 PROVIDED = {"numpy", "torch", "torchvision", "pytorch-lightning", "lightning"}  # a training has these anyway
 
 
@@ -268,23 +269,27 @@ def main() -> None:
                 openers[name] = installed[name][1](folder, records, count, layout)
         os.sync()
         rates: dict[str, dict[str, list[float]]] = {name: {"cold": [], "warm": []} for name in openers}
+        costs: dict[str, list[float]] = {name: [] for name in openers}
         for number in range(args.rounds):
             order = np.random.default_rng(number).permutation(count)
             for name, open_reader in openers.items():
                 forget(folders[name])
                 read = open_reader()
                 for state in ("cold", "warm", "warm"):
-                    started = time.perf_counter()
+                    started, worked = time.perf_counter(), time.process_time()
                     read(order)
                     rates[name][state].append(count / (time.perf_counter() - started))
+                    if state == "warm":
+                        costs[name].append((time.process_time() - worked) / count * 1e6)
                 del read
                 gc.collect()
     medians = {name: {state: statistics.median(found) for state, found in of.items()} for name, of in rates.items()}
     ours = medians[PLAIN]
     slower = {name: {state: ours[state] / of[state] for state in of} for name, of in medians.items()}
+    cost = {name: statistics.median(found) for name, found in costs.items()}
     weights = {name: weight(side[0]) for name, side in installed.items()}
     rows = [
-        [name, of["warm"], slower[name]["warm"], of["cold"], slower[name]["cold"],
+        [name, of["warm"], slower[name]["warm"], of["cold"], slower[name]["cold"], cost[name],
          f"{weights[name][0] / 1e6:.0f} MB, {weights[name][1]}" if name in weights else "0"]
         for name, of in medians.items()
     ]  # fmt: skip
@@ -292,14 +297,23 @@ def main() -> None:
         "benchmark": "data_formats",
         "arguments": {key: str(value) for key, value in vars(args).items()},
         "samples_per_s": rates,
-        "times_slower_than_plain": slower,
+        "times_slower_than_convoys": slower,
+        "processor_us_per_warm_sample": cost,
         "weight": {name: {"bytes": size, "packages": packages} for name, (size, packages) in weights.items()},
         "versions": {side[0]: importlib.metadata.version(side[0]) for side in installed.values()},
     }
     title = (
         f"samples/s of random batches of {BATCH} x {len(records[0]) / 1e3:.0f} kB, {count} samples, {THREADS} threads"
     )
-    columns = ("", "page cache warm", "plain is faster by", "cold", "plain is faster by", "installs, packages")
+    columns = (
+        "",
+        "page cache warm",
+        "Convoy's is faster by",
+        "cold",
+        "Convoy's is faster by",
+        "I/O faults",
+        "installs, packages",
+    )
     print_report(title, columns, rows, record, args.json)
     sys.stdout.flush()
     os._exit(0)  # some of the libraries leave threads that do not end

@@ -54,7 +54,7 @@ def test_the_same_losses_step_by_step_as_from_the_gzip_cache(foreign_tree, ego_c
     require_same(ours, reference)
     staged = run("staged", f"cache_path={shards}", f"data.stage={tmp_path / 'node'}", processes=2)
     require_same(staged, reference)
-    assert len(list((tmp_path / "node").glob("convoy-*/*.bin"))) == 12
+    assert len(list((tmp_path / "node").glob("convoy-*/*.safetensors"))) == 12
 
 
 def test_going_on_in_the_middle_of_an_epoch(foreign_tree, shards, train, tmp_path):
@@ -72,14 +72,14 @@ def test_going_on_in_the_middle_of_an_epoch(foreign_tree, shards, train, tmp_pat
 
 
 def test_a_truncated_shard_is_told_or_left_out(foreign_tree, shards, train, tmp_path):
-    path = shards / "shards/log-1-000.bin"
+    path = shards / "shards/log-1-000.safetensors"
     os.truncate(path, 100)
     arguments = (*RUN, f"cache_path={shards}", f"run_dir={tmp_path / 'run'}")
     logs = ("train_logs=[log-1,log-2]", "val_logs=[log-3]")
     done = train(*arguments, *logs)
     assert done.returncode == 1
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("convoy") and "damaged" in line]
-    assert f"{path} has 100 bytes, the manifest says 672" in line
+    assert f"{path} has 100 bytes, the manifest says 928" in line
     done = train(*arguments, *logs, "data.skip_bad=true", f"run_dir={tmp_path / 'skipped'}")
     assert done.returncode == 0, done.stdout
     assert "1 damaged shards left out" in done.stdout and "13 training samples" in done.stdout

@@ -29,7 +29,7 @@ def test_info(root, capsys):
 def test_info_as_json(root, capsys):
     _, printed = run(capsys, "info", root, "--json")
     record = json.loads(printed.out)
-    assert (record["samples"], record["logs"], record["shards"], record["bytes"]) == (32, 4, 4, 32 * 224)
+    assert (record["samples"], record["logs"], record["shards"], record["bytes"]) == (32, 4, 4, 32 * 224 + 4 * 256)
     assert record["layouts"][0]["tensors"]["ego_status_feature.ego_status"] == "float32 8"
     assert record["origin"]["source"] == "cache"
 
@@ -67,12 +67,12 @@ def missing(path):
     ("damage", "problem"),
     [
         (flipped, "its checksum is not"),
-        (truncated, "it has 1000 bytes, the manifest says 1792"),
+        (truncated, "it has 1000 bytes, the manifest says 2048"),
         (missing, "No such file"),
     ],
 )
 def test_verify_names_the_damaged_file(root, capsys, damage, problem):
-    path = root / "shards/log-1-000.bin"
+    path = root / "shards/log-1-000.safetensors"
     damage(path)
     code, printed = run(capsys, "verify", root)
     assert code == 1 and f"damaged: {path}: {problem}" in printed.out
@@ -82,16 +82,16 @@ def test_verify_names_the_damaged_file(root, capsys, damage, problem):
 
 
 def test_damage_is_mended_by_what_verify_says(root, ego_cache, capsys):
-    flipped(root / "shards/log-1-000.bin")
+    flipped(root / "shards/log-1-000.safetensors")
     (root / "shards/log-1-000.json").unlink()
     assert main(["prepare", str(root), "--from-cache", str(ego_cache), "--workers=1"]) == 0
     assert run(capsys, "verify", root)[0] == 0
 
 
 def test_verify_shows_files_that_nobody_knows(root, capsys):
-    (root / "shards/.log-1-000.bin.node.7.tmp").touch()
+    (root / "shards/.log-1-000.safetensors.node.7.tmp").touch()
     code, printed = run(capsys, "verify", root)
-    assert code == 0 and "not of this data set" in printed.out and ".log-1-000.bin.node.7.tmp" in printed.out
+    assert code == 0 and "not of this data set" in printed.out and ".log-1-000.safetensors.node.7.tmp" in printed.out
 
 
 @pytest.mark.parametrize("action", ["info", "verify", "ls"])

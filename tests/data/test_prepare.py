@@ -41,7 +41,7 @@ def tokens_of(cache):
 
 
 def shard_times(out):
-    return {path.name: path.stat().st_mtime_ns for path in (out / "shards").glob("*.bin")}
+    return {path.name: path.stat().st_mtime_ns for path in (out / "shards").glob("*.safetensors")}
 
 
 def require_equal_to_cache(out, cache, left_out=0):
@@ -78,7 +78,7 @@ def test_the_summary_as_json(ego_cache, out, capsys):
     assert prepare(out, ego_cache, "--json") == 0
     record = json.loads(capsys.readouterr().out)
     assert (record["samples"], record["task_samples"], record["failed"], record["damaged"]) == (32, 32, [], [])
-    assert record["bytes_per_sample"] == 8 * 4 + 24 * 8
+    assert record["bytes_per_sample"] == 8 * 4 + 24 * 8 + 256 / 8
 
 
 def test_several_processes_make_the_same(ego_cache, out, tmp_path):
@@ -95,7 +95,7 @@ def test_again_does_only_what_is_missing(ego_cache, out, capsys):
     assert prepare(out, ego_cache) == 0
     assert "8 samples in 1 shards" in capsys.readouterr().out
     after = shard_times(out)
-    assert {name for name in before if before[name] != after[name]} == {"log-2-000.bin"}
+    assert {name for name in before if before[name] != after[name]} == {"log-2-000.safetensors"}
     require_equal_to_cache(out, ego_cache)
 
 
@@ -407,8 +407,8 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_whole(tmp_path):
 
     done = subprocess.run(command(out, cache), preexec_fn=limited, text=True, capture_output=True)
     assert done.returncode == 1
-    assert "log-b-000.bin could not be written: File too large. Finished shards are kept" in done.stderr
+    assert "log-b-000.safetensors could not be written: File too large. Finished shards are kept" in done.stderr
     assert "Traceback" not in done.stderr
-    assert [path.name for path in sorted((out / "shards").iterdir())] == ["log-a-000.bin", "log-a-000.json"]
+    assert [path.name for path in sorted((out / "shards").iterdir())] == ["log-a-000.json", "log-a-000.safetensors"]
     assert prepare(out, cache) == 0
     assert load_manifest(out).samples == 2

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 
 from convoy.data.shards import (
+    RECORDS_AT,
     Builder,
     Failure,
     Field,
@@ -24,7 +25,8 @@ VARYING = Layout((FIELD, Field("b", "y", "bool", "bool", 1, 1, None)))
 
 def shard(log, tokens, layout=LAYOUT, **changes):
     length = layout.record_bytes or 0
-    entry = Shard(log, 0, layout, tuple(tokens), length * len(tokens), "0" * 64)
+    size = RECORDS_AT + length * len(tokens) if tokens else 0
+    entry = Shard(log, 0, layout, tuple(tokens), size, "0" * 64)
     return replace(entry, **changes)
 
 
@@ -33,7 +35,7 @@ MANIFEST = Manifest(
     {"source": "cache"},
     (
         shard("log-a", ["t1", "t2"]),
-        shard("log-b", ["t3"], layout=VARYING, bytes=50, offsets=(0, 50)),
+        shard("log-b", ["t3"], layout=VARYING, bytes=306, offsets=(256, 306)),
         shard("log-c", [], failures=(Failure("log-c", "t4", "because"),), seconds={"all": 1.5}),
     ),
 )
@@ -54,7 +56,9 @@ def edit(root, **changes):
 def test_a_manifest_comes_back(root):
     manifest = load_manifest(root)
     assert manifest == MANIFEST
-    assert manifest.samples == 3 and manifest.bytes == 33 * 2 + 50 and manifest.logs == ("log-a", "log-b", "log-c")
+    assert (
+        manifest.samples == 3 and manifest.bytes == 256 + 33 * 2 + 306 and manifest.logs == ("log-a", "log-b", "log-c")
+    )
     assert manifest.layouts == (LAYOUT, VARYING)
     assert [failure.token for failure in manifest.failures] == ["t4"]
 

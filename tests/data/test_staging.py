@@ -53,7 +53,7 @@ def test_copies_are_whole_and_used(root, shards, folder):
     work = stage(root, shards, folder, progress=lambda done, total: seen.append((done, total)))
     assert work.bytes == sum(shard.bytes for shard in shards) and work.reused == 0
     assert max(seen) == (work.bytes, work.bytes)
-    assert names(folder) == [f"{log}-000.bin" for log in "abcd"]
+    assert names(folder) == [f"{log}-000.safetensors" for log in "abcd"]
     shutil.rmtree(root / "shards")  # what is read now comes from the copy
     assert values(root, shards, StagedShards(folder)) == [ord(log) * 10 + row for log in "abcd" for row in range(6)]
 
@@ -76,10 +76,10 @@ def test_the_next_job_on_the_node_finds_them(root, shards, folder):
 
 def test_a_copy_of_the_wrong_size_is_made_again(root, shards, folder):
     stage(root, shards, folder)
-    os.truncate(folder / "b-000.bin", 10)
+    os.truncate(folder / "b-000.safetensors", 10)
     assert StagedShards(folder)(shards[1]) is None
     assert stage(root, shards, folder).bytes == shards[1].bytes
-    assert (folder / "b-000.bin").read_bytes() == shard_path(root, "b-000").read_bytes()
+    assert (folder / "b-000.safetensors").read_bytes() == shard_path(root, "b-000").read_bytes()
 
 
 def test_other_data_has_another_folder(tmp_path, shards, folder):
@@ -108,7 +108,7 @@ def test_reading_goes_on_while_copying(root, shards, folder, monkeypatch):
 
 def test_a_part_is_staged_up_to_a_limit(root, shards, folder):
     work = stage(root, shards, folder, most_bytes=2.5 * shards[0].bytes)
-    assert work.bytes == 2 * shards[0].bytes and names(folder) == ["a-000.bin", "b-000.bin"]
+    assert work.bytes == 2 * shards[0].bytes and names(folder) == ["a-000.safetensors", "b-000.safetensors"]
     assert values(root, shards, StagedShards(folder))[-1] == ord("d") * 10 + 5
 
 
@@ -130,7 +130,7 @@ def test_a_damaged_shard_is_never_staged_and_stops_the_training(root, shards, fo
     work.start()
     with pytest.raises(ConvoyError, match=f"{path} does not have the checksum"):
         work.wait()
-    assert "c-000.bin" not in names(folder) and not any(name.endswith(".tmp") for name in names(folder))
+    assert "c-000.safetensors" not in names(folder) and not any(name.endswith(".tmp") for name in names(folder))
     with pytest.raises(ConvoyError, match="checksum"):
         work.check()
 
@@ -152,7 +152,7 @@ def test_a_folder_that_cannot_be_made(root, shards, tmp_path):
 
 def test_leftovers_of_killed_jobs_are_removed(root, shards, folder):
     folder.mkdir(parents=True)
-    old, new = folder / ".a-000.bin.1.tmp", folder / ".b-000.bin.2.tmp"
+    old, new = folder / ".a-000.safetensors.1.tmp", folder / ".b-000.safetensors.2.tmp"
     old.touch()
     new.touch()
     os.utime(old, (0, 0))

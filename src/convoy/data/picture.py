@@ -18,8 +18,7 @@ SMALLEST_SIDE = 16  # of what is drawn as a picture
 
 def read_arrays(root: Path, shard: Shard, row: int) -> dict[str, np.ndarray]:
     """The tensors of one sample by name, unpacked. Raises ConvoyError when the shard cannot be read."""
-    length = shard.layout.record_bytes
-    start, end = (row * length, (row + 1) * length) if length is not None else shard.offsets[row : row + 2]  # type: ignore
+    start, end = shard.span(row)
     path = shard_path(root, shard.name)
     try:
         with path.open("rb") as file:

@@ -209,7 +209,7 @@ class ShardLoader:
                 shard = self.split.shards[shards[position]]
                 for start, columns in plan.runs:
                     targets = [memory[c.offset + position * b : c.offset + (position + 1) * b] for c, b in columns]
-                    self._reader.read(self.split.root, shard, targets, rows[position] * plan.record_bytes + start)
+                    self._reader.read(self.split.root, shard, targets, shard.span(rows[position])[0] + start)
 
         share = -(-size // max(1, self._reader.threads))
         parts = [range(start, min(start + share, size)) for start in range(0, size, share)]
@@ -226,7 +226,6 @@ class ShardLoader:
 class _Plan:
     """How records of one layout are read into a batch: runs of fields that lie side by side in the record."""
 
-    record_bytes: int
     columns: tuple[Column, ...]
     bytes: int  # of the batch's block
     runs: tuple[tuple[int, tuple[tuple[Column, int], ...]], ...]  # offset in the record; columns and bytes of a sample
@@ -250,7 +249,7 @@ class _Plan:
                 runs.append((offset, []))
             runs[-1][1].append((column, length))
             end = offset + length
-        return cls(layout.record_bytes, columns, size, tuple((start, tuple(run)) for start, run in runs))
+        return cls(columns, size, tuple((start, tuple(run)) for start, run in runs))
 
 
 class _Reading:
@@ -316,8 +315,7 @@ def _read_sample(
     split: ShardSplit, builders: Builders, shard: Shard, row: int, reader: ShardReader
 ) -> list[tuple[Field, np.ndarray, bool]]:
     """The wanted fields of one sample, packed, and whether each is a feature."""
-    length = shard.layout.record_bytes
-    start, end = (row * length, (row + 1) * length) if length is not None else shard.offsets[row : row + 2]  # type: ignore
+    start, end = shard.span(row)
     record = bytearray(end - start)
     reader.read(split.root, shard, [memoryview(record)], start)
     arrays = split_record(shard.layout, record)

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 from convoy.data.packing import NotPackable, Tensors, join_record, pack, repack, split_record
-from convoy.data.shards import Failure, Layout, Shard, shard_name, shard_path, write_entry
+from convoy.data.shards import RECORDS_AT, Failure, Layout, Shard, shard_name, shard_path, write_entry
 from convoy.errors import ConvoyError
 
 
@@ -25,7 +25,7 @@ class ShardWriter:
         self._path = shard_path(root, shard_name(log, part))
         self._temporary = self._path.with_name(f".{self._path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
         self._tokens: list[str] = []
-        self._offsets = [0]
+        self._offsets = [RECORDS_AT]
         self._failures: list[Failure] = []
         self._hash = hashlib.sha256()
 
@@ -33,6 +33,7 @@ class ShardWriter:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._temporary.open("w+b")
+            self._file.seek(RECORDS_AT)
         except OSError as error:
             raise self._failed(error) from error
         return self
@@ -72,7 +73,7 @@ class ShardWriter:
             part=self._part,
             layout=layout,
             tokens=tuple(self._tokens),
-            bytes=self._offsets[-1],
+            bytes=self._offsets[-1] if self._tokens else 0,
             sha256=self._hash.hexdigest(),
             offsets=tuple(self._offsets) if layout.record_bytes is None and self._tokens else None,
             failures=tuple(self._failures),
@@ -80,6 +81,8 @@ class ShardWriter:
         )
         try:
             if self._tokens:
+                self._file.seek(0)
+                self._file.write(shard.header)
                 self._file.flush()
                 os.fsync(self._file.fileno())
                 self._temporary.replace(self._path)
@@ -101,9 +104,9 @@ class ShardWriter:
             self._file.seek(start)
             packed = split_record(self._layout, self._file.read(end - start))
             records.append(join_record(wider, repack(self._layout, wider, packed)))
-        self._file.seek(0)
+        self._file.seek(RECORDS_AT)
         self._file.truncate()
-        self._hash, self._offsets = hashlib.sha256(), [0]
+        self._hash, self._offsets = hashlib.sha256(), [RECORDS_AT]
         for record in records:
             self._append(record)
 

@@ -1,8 +1,11 @@
 """Packed shards on disk: the manifest and the layout of records. Standard library only, so that host tools can use it.
 
     <dir>/manifest.json              what is in the data set; written last, so it is there only when all of it is
-    <dir>/shards/<log>-<part>.bin    records of consecutive samples of one log, one after another
-    <dir>/shards/<log>-<part>.json   that shard's entry of the manifest; its presence says that the shard is whole
+    <dir>/shards/<log>-<part>.safetensors    records of samples of one log, one after another
+    <dir>/shards/<log>-<part>.json           its entry of the manifest; its presence says that the shard is whole
+
+A shard is a safetensors file (https://github.com/huggingface/safetensors, "Format") with one uint8 tensor, `records`:
+(samples, bytes of a record), or (bytes,) where records differ in length. Its header always takes 256 bytes.
 
 A record holds a sample's tensors one after another, little-endian, without padding, in the order of its layout's
 fields: so that one vectored read puts each of them where it belongs. Where the shape of some differs between samples, a
@@ -24,6 +27,8 @@ from convoy.errors import ConvoyError
 FORMAT, VERSION = "convoy-shards", 1
 MANIFEST = "manifest.json"
 SHARDS = "shards"
+SUFFIX = ".safetensors"
+RECORDS_AT = 256  # bytes of a shard's header: where its first record begins
 
 ITEM_SIZE = {
     "bool": 1, "uint8": 1, "int8": 1, "int16": 2, "int32": 4, "int64": 8,
@@ -96,7 +101,11 @@ class Failure:
 
 @dataclass(frozen=True)
 class Shard:
-    """Entry of one shard file. `offsets` (one more than there are samples) is None where records are equally long."""
+    """Entry of one shard file.
+
+    `bytes` is the file's size; `sha256` is that of its records, which begin at `RECORDS_AT`. `offsets` in the file, one
+    more than there are samples, is None where records are equally long.
+    """
 
     log: str
     part: int
@@ -111,6 +120,22 @@ class Shard:
     @property
     def name(self) -> str:
         return shard_name(self.log, self.part)
+
+    def span(self, row: int) -> tuple[int, int]:
+        """Where a record begins and ends in the file."""
+        if self.offsets is not None:
+            return self.offsets[row], self.offsets[row + 1]
+        length = self.layout.record_bytes or 0
+        return RECORDS_AT + row * length, RECORDS_AT + (row + 1) * length
+
+    @property
+    def header(self) -> bytes:
+        """What the file begins with."""
+        size = self.bytes - RECORDS_AT
+        shape = [len(self.tokens), size // len(self.tokens)] if self.offsets is None else [size]
+        tensors = {"records": {"dtype": "U8", "shape": shape, "data_offsets": [0, size]}}
+        text = json.dumps(tensors, separators=(",", ":")).encode().ljust(RECORDS_AT - 8)
+        return len(text).to_bytes(8, "little") + text
 
 
 @dataclass(frozen=True)
@@ -162,7 +187,7 @@ def shard_name(log: str, part: int) -> str:
 
 
 def shard_path(root: Path, name: str) -> Path:
-    return root / SHARDS / f"{name}.bin"
+    return root / SHARDS / f"{name}{SUFFIX}"
 
 
 def entry_path(root: Path, name: str) -> Path:
@@ -342,7 +367,7 @@ def _shard_from_json(content: Mapping[str, Any], layout: Layout) -> Shard:
     )
     if (layout.record_bytes is None) != (offsets is not None) and tokens:
         raise ValueError(f"offsets of shard {shard.name} do not fit its layout")
-    expected = offsets[-1] if offsets else len(tokens) * (layout.record_bytes or 0)
+    expected = shard.span(len(tokens) - 1)[1] if tokens else 0
     if shard.bytes != expected:
         raise ValueError(f"shard {shard.name} has {shard.bytes} bytes, its records {expected}")
     return shard

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from convoy.data.shards import Shard, shard_path
+from convoy.data.shards import SUFFIX, Shard, shard_path
+from convoy.data.verify import Checksum
 from convoy.errors import ConvoyError
 
 logger = logging.getLogger("convoy")
@@ -42,7 +43,7 @@ class StagedShards:
         """The copy of `shard`, or None as long as there is none."""
         path = self._found.get(shard.name)
         if path is None:
-            path = self._folder / f"{shard.name}.bin"
+            path = self._folder / f"{shard.name}{SUFFIX}"
             if not _is_copy(path, shard):
                 return None
             self._found[shard.name] = path
@@ -74,7 +75,7 @@ class Staging:
             if most_bytes is None or total + shard.bytes <= most_bytes:
                 chosen.append(shard)
                 total += shard.bytes
-        self._missing = [shard for shard in chosen if not _is_copy(folder / f"{shard.name}.bin", shard)]
+        self._missing = [shard for shard in chosen if not _is_copy(folder / f"{shard.name}{SUFFIX}", shard)]
         self.bytes = sum(shard.bytes for shard in self._missing)
         self.reused = total - self.bytes
         self._require_room()
@@ -142,22 +143,22 @@ class Staging:
             )  # fmt: skip
 
     def _copy(self, shard: Shard) -> None:
-        source, target = shard_path(self._root, shard.name), self._folder / f"{shard.name}.bin"
+        source, target = shard_path(self._root, shard.name), self._folder / f"{shard.name}{SUFFIX}"
         if _is_copy(target, shard):  # copied before `close`, or by another job in the meantime
             return
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        digest = hashlib.sha256()
+        checksum = Checksum(shard)
         buffer = memoryview(bytearray(min(CHUNK, max(1, shard.bytes))))
         try:
             with open(source, "rb", buffering=0) as reading, open(temporary, "wb", buffering=0) as writing:
                 os.posix_fadvise(reading.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
                 while not self._stop.is_set() and (count := reading.readinto(buffer)):
-                    digest.update(buffer[:count])
+                    checksum.update(buffer[:count])
                     _write_all(writing.fileno(), buffer[:count])
                     self._advance(count)
             if self._stop.is_set():
                 return
-            if digest.hexdigest() != shard.sha256:
+            if not checksum.is_right():
                 raise ConvoyError(
                     f"{source} does not have the checksum that the manifest says: it is damaged. Delete its .json and "
                     "run the same `convoy prepare` again; `convoy data verify` lists all that is damaged."

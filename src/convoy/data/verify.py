@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from convoy.data.shards import SHARDS, Manifest, Shard, shard_path
+from convoy.data.shards import RECORDS_AT, SHARDS, SUFFIX, Manifest, Shard, shard_path
 
 CHUNK = 8 << 20  # bytes per read
 
@@ -16,6 +16,24 @@ CHUNK = 8 << 20  # bytes per read
 class Damage:
     path: Path
     problem: str
+
+
+class Checksum:
+    """Of a shard's file, fed from its beginning in pieces of any size."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+        self._header = b""
+        self._records = hashlib.sha256()
+
+    def update(self, piece: memoryview) -> None:
+        lacking = RECORDS_AT - len(self._header)
+        if lacking:
+            self._header += bytes(piece[:lacking])
+        self._records.update(piece[lacking:])
+
+    def is_right(self) -> bool:
+        return self._header == self._shard.header and self._records.hexdigest() == self._shard.sha256
 
 
 def verify(root: Path, manifest: Manifest, progress: Callable[[int], None] = lambda _: None) -> list[Damage]:
@@ -36,12 +54,12 @@ def verify(root: Path, manifest: Manifest, progress: Callable[[int], None] = lam
 
 def strangers(root: Path, manifest: Manifest) -> list[Path]:
     """Files among the shards that the manifest does not name; a killed preparation leaves such."""
-    known = {f"{shard.name}{suffix}" for shard in manifest.shards for suffix in (".bin", ".json")}
+    known = {f"{shard.name}{suffix}" for shard in manifest.shards for suffix in (SUFFIX, ".json")}
     return sorted(path for path in (root / SHARDS).iterdir() if path.name not in known)
 
 
 def _problem(path: Path, shard: Shard, progress: Callable[[int], None]) -> str | None:
-    digest = hashlib.sha256()
+    checksum = Checksum(shard)
     buffer = memoryview(bytearray(CHUNK))
     try:
         size = path.stat().st_size
@@ -49,8 +67,8 @@ def _problem(path: Path, shard: Shard, progress: Callable[[int], None]) -> str |
             return f"it has {size} bytes, the manifest says {shard.bytes}"
         with path.open("rb", buffering=0) as file:
             while count := file.readinto(buffer):
-                digest.update(buffer[:count])
+                checksum.update(buffer[:count])
                 progress(count)
     except OSError as error:
         return error.strerror or str(error)
-    return None if digest.hexdigest() == shard.sha256 else "its checksum is not that of the manifest"
+    return None if checksum.is_right() else "its checksum is not that of the manifest"
