@@ -1,6 +1,7 @@
+# shellcheck shell=sh
 # The environment in the image, read by every shell that Apptainer starts there and by the entrypoint.
 # Nothing of the host's Python comes in, and what programs cache goes to the temporary directory, since neither
-# the image nor a home directory can be counted on to be writable. POSIX sh.
+# the image nor a home directory can be counted on to be writable.
 
 # Empty is as good as unset for Python; from here, Apptainer passes on what is set but not what is unset.
 export PYTHONPATH='' PYTHONHOME='' PYTHONSTARTUP=''
@@ -9,7 +10,8 @@ export PYTHONNOUSERSITE=1 PYTHONDONTWRITEBYTECODE=1
 
 # The host's TMPDIR may not exist in here.
 if [ -w "${TMPDIR:-/tmp}" ]; then export TMPDIR="${TMPDIR:-/tmp}"; else export TMPDIR=/tmp; fi
-export XDG_CACHE_HOME="$TMPDIR/convoy-$(id -u)"
+XDG_CACHE_HOME="$TMPDIR/convoy-$(id -u)"
+export XDG_CACHE_HOME
 export MPLCONFIGDIR="$XDG_CACHE_HOME/matplotlib"
 export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$XDG_CACHE_HOME/triton}"
 export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$XDG_CACHE_HOME/inductor}"
