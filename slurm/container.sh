@@ -1,26 +1,25 @@
 #!/usr/bin/env bash
-# The container on this node: slurm/container.sh WORD ARGUMENT… runs a word of entrypoint/run.sh in the image. Of the host it
-# sees what is named here and nothing else: no home directory, no variable, no Python.
+# The container on this node: slurm/container.sh WORD ARGUMENT… runs a word of entrypoint/run.sh in the image. Of the host
+# it sees what is named here and nothing else: no home directory, no variable, no Python.
 set -euo pipefail
 
-# GPUs of this node in this job; a job without any says how many ranks it wants.
-export CONVOY_PROCESSES_PER_NODE=${CONVOY_PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:?the job has no GPUs: --gpus-per-node=4, or set CONVOY_PROCESSES_PER_NODE}}
+export CONVOY_PROCESSES_PER_NODE=${CONVOY_PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-}}
 # By SLURM's own names, so that neither aliases nor several addresses of a node matter.
 CONVOY_RDZV_IS_HOST=$([[ ${SLURMD_NODENAME:-} == "$CONVOY_HEAD" ]] && echo 1 || echo 0)
 export CONVOY_RDZV_IS_HOST
 
 for name in $(compgen -e); do
     case $name in
-        CONVOY_* | SLURM_JOB_ID | SLURM_ARRAY_*_ID | SLURM_PROCID | SLURMD_NODENAME | CUDA_VISIBLE_DEVICES | OMP_NUM_THREADS | \
-            NCCL_* | GLOO_* | TORCH_* | TORCHELASTIC_* | PYTORCH_* | HF_* | NAVSIM_EXP_ROOT | OPENSCENE_* | NUPLAN_* | http*_proxy | no_proxy)
+        CONVOY_* | NCCL_* | GLOO_* | TORCH_* | TORCHELASTIC_* | PYTORCH_* | HF_* | OPENSCENE_* | NUPLAN_* | \
+            NAVSIM_EXP_ROOT | SLURM_JOB_ID | SLURM_ARRAY_*_ID | SLURM_PROCID | SLURMD_NODENAME | CUDA_VISIBLE_DEVICES | OMP_NUM_THREADS | \
+            http*_proxy | no_proxy)
             export "APPTAINERENV_$name=${!name}" ;;
     esac
 done
 
 # Not --contain: its /dev/shm is small, and data loaders and NCCL share memory there. --pid: when the container ends, no
 # process of it is left on the node.
-options=(--cleanenv --no-home --pid --bind="$NAVSIM_EXP_ROOT")
-if [[ -d $PWD ]]; then options+=(--bind="$PWD" --pwd="$PWD"); fi
+options=(--cleanenv --no-home --pid --bind="$NAVSIM_EXP_ROOT" --bind="$PWD" --pwd="$PWD")
 if [[ ${CONVOY_BIND:-} ]]; then options+=(--bind="$CONVOY_BIND"); fi
 if [[ ${NAVSIM_DEVKIT_ROOT:-} ]]; then options+=(--bind="$NAVSIM_DEVKIT_ROOT:/opt/navsim"); fi
 if [[ -e /dev/nvidiactl ]]; then options+=(--nv); fi

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The launch, inside an allocation (a job file's, or salloc's): one container per node, torchrun in each, one rank per GPU.
+# The launch, inside an allocation (a job file's, or salloc's): one container per node, torchrun in each, a rank per GPU.
 # Arguments are Hydra overrides, passed on untouched. docs/launch.md tells the settings.
 set -euo pipefail
 root=${CONVOY_ROOT:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}

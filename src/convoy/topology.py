@@ -177,6 +177,10 @@ class Launch:
         )
         nodes = _count(environment, "CONVOY_NODES")
         if nodes is not None:
+            if job and not allocated and not environment.get("CONVOY_PROCESSES_PER_NODE"):
+                raise ConvoyError(
+                    f"SLURM job {job} has no GPUs: give --gpus-per-node=4, or CONVOY_PROCESSES_PER_NODE for CPU ranks."
+                )
             is_host = environment.get("CONVOY_RDZV_IS_HOST")
             others = [name for name in environment.get("CONVOY_HOSTS", "").split() if name != host]
             by = f"SLURM job {job}" if job else "by hand"
@@ -210,6 +214,11 @@ class Launch:
                     f"; slurm/launch.sh or srun would take all {environment['SLURM_JOB_NUM_NODES']} nodes of the job"
                 )
         return cls(1, processes, where, **named)
+
+
+def is_first_task(environment: Mapping[str, str]) -> bool:
+    """Whether this is the task that speaks for all of its srun step; true outside of one."""
+    return environment.get("SLURM_PROCID", "0") == "0"
 
 
 def expand_hosts(names: str) -> list[str]:

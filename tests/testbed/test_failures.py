@@ -80,7 +80,7 @@ def test_a_gpu_that_torch_does_not_see(testbed):
 def test_a_job_without_gpus(testbed):
     job = testbed.sbatch("--gpus-per-node=0", TWO, *SHORT)
     assert job.code == 1
-    assert "the job has no GPUs: --gpus-per-node=4" in job.log
+    assert re.match(r"convoy: SLURM job \d+ has no GPUs: give --gpus-per-node=4", told(job))
 
 
 def test_a_wrong_partition_is_refused_by_sbatch(testbed):

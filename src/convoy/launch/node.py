@@ -17,13 +17,12 @@ from convoy import config
 from convoy.errors import ConvoyError, ExitCode
 from convoy.launch import failures, network
 from convoy.rundir import RunDirectory, choose_root, require_same_configuration
-from convoy.topology import Launch, Topology
+from convoy.topology import Launch, Topology, is_first_task
 
 
 def main(overrides: Sequence[str] | None = None) -> int:
     """Train with Hydra `overrides` (default: the command line's). Returns the exit code of the first failed rank."""
     overrides = list(sys.argv[1:] if overrides is None else overrides)
-    first_task = os.environ.get("SLURM_PROCID", "0") == "0"
     try:
         launch = Launch.from_environment(os.environ, _gpus())
         if "CONVOY_RUN_DIR" not in os.environ:  # else slurm/launch.sh has checked, once for all nodes
@@ -35,7 +34,7 @@ def main(overrides: Sequence[str] | None = None) -> int:
             print(f"launch: {launch.where}", flush=True)
         arguments = torchrun_arguments(launch)
     except ConvoyError as error:
-        if first_task:
+        if is_first_task(os.environ):
             print(f"convoy: {error}", file=sys.stderr)
         return error.exit_code
     return _torchrun([*arguments, "-m", "convoy.train", *overrides], launch)
