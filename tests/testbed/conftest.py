@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "testbed" / "cluster.py"
-NAME = "convoy-test"
+NAME = f"convoy-test-{zlib.crc32(os.fsencode(ROOT)):08x}"  # clones beside each other have a cluster each
 CPU = ("trainer.params.accelerator=cpu", "trainer.params.precision=32-true")
 
 
