@@ -43,7 +43,7 @@ def test_a_foreign_agent_trains_on_two_ranks(settings, train, tmp_path):
     assert results["ade_constant_velocity"] > 0
     assert OmegaConf.load(run / "config.yaml").trainer.params.devices == 2
     assert (run / "checkpoints/best.ckpt").is_file()
-    assert sorted(path.name for path in (run / "logs").iterdir()) == ["rank-000.log", "rank-001.log"]
+    assert sorted(path.name for path in (run / "logs").glob("rank-*")) == ["rank-000.log", "rank-001.log"]
     metrics = (run / "metrics/version_0/metrics.csv").read_text()
     assert {"train/loss", "train/samples_per_s", "val/ade", "val/fde"} <= set(metrics.splitlines()[0].split(","))
     assert list((run / "tensorboard").glob("events*"))
@@ -85,7 +85,7 @@ def test_nodes_with_different_arguments_are_refused(settings, train, tmp_path):
         assert node.result().returncode == 1
         assert "The configuration differs" in one_line(node.result().stdout)
         assert "seed" in one_line(node.result().stdout)
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run/config.yaml").exists() and not (tmp_path / "run/checkpoints").exists()
 
 
 def test_going_on_equals_not_having_stopped(settings, train, tmp_path):
@@ -200,6 +200,9 @@ def test_a_killed_rank_ends_the_run_and_the_same_command_finishes_it(settings, t
         os.kill(int(pid.name), signal.SIGKILL)
         done = running.result()
     assert done.returncode == 1
+    assert re.search(r"^convoy: rank 1 on \S+ failed first: it was killed by SIGKILL", done.stdout, re.MULTILINE), (
+        done.stdout
+    )
     assert not any(f"run_dir={tmp_path / 'run'}" in _command_line(process) for process in Path("/proc").glob("[0-9]*"))
     reached = torch.load(last, weights_only=False)["epoch"]
     done = train(*settings, f"trainer.params.max_epochs={reached + 2}", "checkpoint.every_minutes=0", processes=2)
