@@ -77,11 +77,11 @@ class NamedBuilder:
 
 def navsim_dataset(cache: Path, logs: Sequence[str]) -> Any:
     """NAVSIM's own CacheOnlyDataset over `cache`, from its own unedited file."""
-    dataset = _navsim_module().CacheOnlyDataset
+    dataset = navsim_module().CacheOnlyDataset
     return dataset(str(cache), [NamedBuilder(FEATURE)], [NamedBuilder(TARGET)], list(logs))
 
 
-def _navsim_module() -> types.ModuleType:
+def navsim_module() -> types.ModuleType:
     """navsim/planning/training/dataset.py, by itself: the names that it imports for its other class (SceneLoader and
     the builders' base classes) are empty stand-ins, so that NAVSIM's many dependencies need not be there."""
     if (loaded := sys.modules.get("navsim_dataset")) is not None:

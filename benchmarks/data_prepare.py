@@ -1,0 +1,153 @@
+"""`convoy prepare` against what it replaces, with as many processes: from a gzip cache, reading that cache at all with
+NAVSIM's own function; from raw data, NAVSIM's run_dataset_caching.py.
+
+    python benchmarks/data_prepare.py --samples 512 --raw-samples 64 --workers 2
+
+Rates are per process and second of work, without the time to start processes; seconds are of the whole command.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TQDM_DISABLE", "1")  # NAVSIM's bars
+
+from feature_cache import navsim_module, write_cache
+from report import print_report
+
+from convoy.agents.navsim import find_tree
+from convoy.data.synthetic import pool, write_raw
+
+AGENT = "transfuser_agent"
+SPLIT = ("train_test_split=mini", "train_test_split.scene_filter.frame_interval=1")
+# What makes torchvision importable beside a CPU build of torch, then NAVSIM's script as it is.
+RUN = "import convoy.torchvision_cpu, runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+
+
+def read_only(cache: Path, log: str) -> tuple[int, float]:
+    """Read a log of the cache with NAVSIM's own function: samples and seconds."""
+    load = navsim_module().load_feature_target_from_pickle
+    started, samples = time.perf_counter(), 0
+    for token in sorted((cache / log).iterdir()):
+        for path in token.iterdir():
+            load(path)
+        samples += 1
+    return samples, time.perf_counter() - started
+
+
+def one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def from_cache(folder: Path, samples: int, workers: int) -> dict[str, Any]:
+    """Rates per process: reading alone, and `convoy prepare` all in all; and of the latter's time the share by kind."""
+    cache = folder / "cache"
+    gzip_bytes = write_cache(cache, samples, logs=4 * workers)
+    logs = sorted(path.name for path in cache.iterdir())
+
+    def reading() -> float:
+        done = [result for _, result in pool.run(read_only, cache, logs, workers, one_thread)]
+        return sum(count for count, _ in done) / sum(seconds for _, seconds in done)
+
+    # Twice and in turns, the first for the page cache.
+    before = [reading() for _ in range(2)][-1]
+    record = prepare(folder / "from-cache", ["--from-cache", str(cache)], workers)
+    after = reading()
+    spent = record["process_seconds"]
+    return {
+        "read_samples_per_s": (before + after) / 2,
+        "prepare_samples_per_s": samples / spent["all"],
+        "shares": {kind: value / spent["all"] for kind, value in spent.items()},
+        "seconds": record["seconds"],
+        "gzip_bytes_per_sample": gzip_bytes / samples,
+        "packed_bytes_per_sample": record["bytes_per_sample"],
+    }
+
+
+def from_raw(folder: Path, samples: int, workers: int) -> dict[str, Any]:
+    """Seconds of both commands from start to end, and of Convoy's processes the share by kind."""
+    from convoy.agents.navsim import write_random_backbone
+
+    raw = folder / "raw"
+    write_raw(raw, samples, logs=4 * workers, seed=0, split="mini", all_cameras=False, workers=workers)
+    backbone = write_random_backbone("resnet34", folder / "backbone")
+    agent = [f"agent={AGENT}", f"+agent.config.image_architecture='local-dir:{backbone}'", *SPLIT]
+    environment = {
+        "OPENSCENE_DATA_ROOT": str(raw), "NUPLAN_MAPS_ROOT": str(raw / "maps"), "NAVSIM_EXP_ROOT": str(folder / "exp"),
+        "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
+    }  # fmt: skip
+    processes = ["worker=single_machine_thread_pool", "worker.use_process_pool=true", f"worker.max_workers={workers}"]
+    script = find_tree() / "navsim/planning/script/run_dataset_caching.py"
+    command = [sys.executable, "-c", RUN, str(script), *agent, *processes, "experiment_name=cache"]
+    started = time.perf_counter()
+    subprocess.run(command, env=os.environ | environment, check=True, stdout=subprocess.DEVNULL)
+    theirs = time.perf_counter() - started
+    made = len(list((folder / "exp/training_cache").glob("*/*")))
+    record = prepare(folder / "from-raw", [*agent, "--no-verify"], workers, environment)
+    assert made == record["samples"] == samples, (made, record["samples"], samples)
+    spent = record["process_seconds"]
+    return {
+        "navsim_s": theirs,
+        "convoy_s": record["command_s"],
+        "prepare_samples_per_s": samples / spent["all"],
+        "shares": {kind: value / spent["all"] for kind, value in spent.items()},
+    }
+
+
+def prepare(out: Path, arguments: list[str], workers: int, environment: dict[str, str] | None = None) -> Any:
+    command = [sys.executable, "-m", "convoy.cli", "prepare", str(out), f"--workers={workers}", "--json", *arguments]
+    started = time.perf_counter()
+    done = subprocess.run(command, env=os.environ | (environment or {}), check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout) | {"command_s": time.perf_counter() - started}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=512, help="of the gzip cache")
+    parser.add_argument("--raw-samples", type=int, default=64, help="of the raw data; 0 leaves it out")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--folder", type=Path, help="where the data is written (default: a temporary folder)")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        cache = from_cache(Path(folder), args.samples, args.workers)
+        raw = from_raw(Path(folder), args.raw_samples, args.workers) if args.raw_samples else None
+    ratio = cache["prepare_samples_per_s"] / cache["read_samples_per_s"]
+    rows = [
+        ["from a cache: samples/s a process", cache["read_samples_per_s"], cache["prepare_samples_per_s"], ratio],
+        ["  bytes a sample", round(cache["gzip_bytes_per_sample"]), cache["packed_bytes_per_sample"],
+         cache["packed_bytes_per_sample"] / cache["gzip_bytes_per_sample"]],
+        *[[f"  share of the time: {kind}", "", value, ""] for kind, value in cache["shares"].items() if kind != "all"],
+    ]  # fmt: skip
+    if raw is not None:
+        rows += [
+            ["from raw data: seconds", raw["navsim_s"], raw["convoy_s"], raw["convoy_s"] / raw["navsim_s"]],
+            ["  samples/s a process", "", raw["prepare_samples_per_s"], ""],
+            *[
+                [f"  share of the time: {kind}", "", value, ""]
+                for kind, value in raw["shares"].items()
+                if kind != "all"
+            ],
+        ]
+    record = {
+        "benchmark": "data_prepare",
+        "arguments": {key: str(value) for key, value in vars(args).items()},
+        "from_cache": cache | {"ratio": ratio},
+        "from_raw": raw,
+    }
+    title = (
+        f"convoy prepare, {args.workers} processes, {args.samples} samples from a cache, {args.raw_samples} from raw"
+    )
+    print_report(title, ("", "NAVSIM", "Convoy", "ratio"), rows, record, args.json)
+
+
+if __name__ == "__main__":
+    main()
