@@ -155,8 +155,8 @@ def _bad_override(error: HydraException, overrides: Sequence[str]) -> ConvoyErro
 def _check_cache_only(config: DictConfig) -> None:
     if not config.use_cache_without_dataset or config.force_cache_computation:
         raise ConvoyError(
-            "Convoy trains from a feature cache only (features computed on the fly starve the GPUs). Build it with "
-            "NAVSIM's run_dataset_caching.py, then leave use_cache_without_dataset and force_cache_computation out."
+            "Convoy trains from packed shards or a cache (features computed on the fly starve the GPUs). Build them "
+            "with `convoy prepare`, then leave use_cache_without_dataset and force_cache_computation out."
         )
 
 
