@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from-cache", metavar="DIR", type=Path, help="pack NAVSIM's gzip cache")
     parser.add_argument("--workers", metavar="W", type=int, help="processes (default: one per available CPU)")
     parser.add_argument(
-        "--samples-per-shard", metavar="N", type=int, default=256, help="at most, from a cache (default: %(default)s)"
+        "--samples-per-shard", metavar="N", type=int, default=256, help="at most (default: %(default)s)"
     )
     parser.add_argument("--allow-non-finite", action="store_true", help="keep samples with NaN or infinite values")
     parser.add_argument("--retry-failed", action="store_true", help="do shards again that left samples out")

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import os
 import pickle
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from convoy.data import cache
 from convoy.data.packing import Tensors
 from convoy.data.prepare.plan import Unit
 from convoy.data.shards import Builder
+from convoy.data.synthetic import pool
 from convoy.errors import ConvoyError
 
-LOG_BYTES_PER_UNIT = 4 << 20  # of a raw log; its samples are known only when it is read
+LOGS_PER_LISTER = 8  # that a process must have to list for it to be worth starting
 
 Loaded = tuple[Tensors, dict[str, float]]  # a sample, and the seconds that its making took by kind
 
@@ -35,7 +37,9 @@ class Input(Protocol):
         """What makes it the same input; JSON."""
         ...
 
-    def units(self, samples_per_shard: int) -> list[Unit]: ...
+    def units(self, samples_per_shard: int, workers: int | None) -> list[Unit]:
+        """What there is, in parts of logs; listing it may take `workers` processes."""
+        ...
 
     def samples(self, unit: Unit) -> Iterator[tuple[str, Callable[[], Loaded]]]:
         """Tokens of the unit and what loads each. Loading may raise whatever a builder raises."""
@@ -73,7 +77,7 @@ class CacheInput:
     def describe(self) -> dict[str, Any]:
         return {"source": "cache", "cache": str(self.root)}
 
-    def units(self, samples_per_shard: int) -> list[Unit]:
+    def units(self, samples_per_shard: int, workers: int | None) -> list[Unit]:
         """Raises ConvoyError for a token that is in two logs."""
         units: list[Unit] = []
         log_of: dict[str, str] = {}
@@ -86,8 +90,7 @@ class CacheInput:
                         "trained on twice. Delete one of its folders."
                     )
                 log_of[token] = log
-            parts = [tokens[start : start + samples_per_shard] for start in range(0, len(tokens), samples_per_shard)]
-            units += [Unit(log, number, len(parts), len(part), tuple(part)) for number, part in enumerate(parts)]
+            units += _parts(log, tokens, samples_per_shard)
         return units
 
     def samples(self, unit: Unit) -> Iterator[tuple[str, Callable[[], Loaded]]]:
@@ -161,25 +164,32 @@ class RawInput:
             "navsim_commit": navsim.commit(),
         }
 
-    def units(self, samples_per_shard: int) -> list[Unit]:
-        """Logs in parts of about 4 MiB. Their number of samples is not known, so `samples_per_shard` is not used."""
+    def units(self, samples_per_shard: int, workers: int | None) -> list[Unit]:
+        """Every log is read for its scenes: only so all tasks can have equal shares."""
         wanted = self.scene_filter.get("log_names")
-        units: list[Unit] = []
-        for path in sorted(self.logs.glob("*.pkl")):
-            if wanted is None or path.stem in wanted:
-                size = path.stat().st_size
-                parts = max(1, round(size / LOG_BYTES_PER_UNIT))
-                units += [Unit(path.stem, part, parts, max(1, size // parts)) for part in range(parts)]
-        if not units:
+        logs = [path.stem for path in sorted(self.logs.glob("*.pkl")) if wanted is None or path.stem in wanted]
+        if not logs:
             which = f" of the {len(wanted)} logs of train_test_split={self.split}" if wanted is not None else ""
             raise ConvoyError(f"navsim_log_path={self.logs} holds no <log>.pkl{which}.")
+        available = workers or len(os.sched_getaffinity(0))
+        listers = max(1, min(available, len(logs) // LOGS_PER_LISTER))
+        print(f"listing the scenes of {len(logs)} logs", file=sys.stderr, flush=True)
+        listed = dict(pool.run(tokens_of_log, self, logs, listers, self.start_worker))
+        units: list[Unit] = []
+        for log in logs:
+            tokens = listed[log]
+            units += [Unit(log, 0, 1, 1)] if tokens is None else _parts(log, tokens, samples_per_shard)
+        if not units:
+            raise ConvoyError(
+                f"None of the {len(logs)} logs of navsim_log_path={self.logs} holds a scene of train_test_split="
+                f"{self.split}."
+            )
         return units
 
     def samples(self, unit: Unit) -> Iterator[tuple[str, Callable[[], Loaded]]]:
-        loader = navsim.open_log(unit.log, self.logs, self.sensors, self.scene_filter, self.sensor_config)
-        tokens = loader.tokens
-        chosen = tokens[len(tokens) * unit.part // unit.parts : len(tokens) * (unit.part + 1) // unit.parts]
-        for token in chosen:
+        chosen = self.scene_filter if unit.tokens is None else {**self.scene_filter, "tokens": list(unit.tokens)}
+        loader = navsim.open_log(unit.log, self.logs, self.sensors, chosen, self.sensor_config)
+        for token in loader.tokens:
             yield token, lambda token=token: self._build(loader, token)
 
     def start_worker(self) -> None:
@@ -194,6 +204,22 @@ class RawInput:
         for builder in self.target_builders:
             sample[builder.get_unique_name()] = builder.compute_targets(scene)
         return sample, {"scenes": loaded - began, "builders": time.perf_counter() - loaded}
+
+
+def tokens_of_log(source: RawInput, log: str) -> list[str] | None:
+    """Tokens of the log's scenes, in time; None for a log that cannot be read: packing it will tell why."""
+    try:
+        return navsim.open_log(log, source.logs, source.sensors, source.scene_filter, source.sensor_config).tokens
+    except Exception:  # NAVSIM unpickles it
+        return None
+
+
+def _parts(log: str, tokens: Sequence[str], most: int) -> list[Unit]:
+    """The samples of a log in units of at most `most`, nearly equal."""
+    count = -(-len(tokens) // most)
+    bounds = [len(tokens) * part // count for part in range(count + 1)] if count else []
+    parts = [tuple(tokens[start:end]) for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [Unit(log, number, count, len(part), part) for number, part in enumerate(parts)]
 
 
 def _load_raw_input(content: bytes) -> RawInput:

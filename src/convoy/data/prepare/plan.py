@@ -25,7 +25,7 @@ VERSION = 1
 class Unit:
     """What becomes one shard: part `part` of `parts` of a log. `weight` says how much work it is, relative to others.
 
-    `tokens` are its samples where they are known beforehand; else it is a part of what the log turns out to hold.
+    `tokens` are its samples; None stands for a log that could not be listed.
     """
 
     log: str

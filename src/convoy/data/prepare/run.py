@@ -174,8 +174,8 @@ def _begin(source: Input, options: Options) -> tuple[Sequence[Unit], Layout]:
 
     Raises ConvoyError when none of these can be made: then the others would not be either.
     """
-    units = source.units(options.samples_per_shard)
     source.start_worker()
+    units = source.units(options.samples_per_shard, options.workers)
     failures: list[str] = []
 
     def some() -> Iterator[Tensors]:
