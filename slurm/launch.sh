@@ -12,6 +12,8 @@ hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export CONVOY_HOSTS=${hosts//$'\n'/ }
 export CONVOY_HEAD=${CONVOY_HOSTS%% *} CONVOY_NODES=$SLURM_JOB_NUM_NODES
 export CONVOY_RUN_ID=$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
+# One task with all of the job's CPUs on each node, however many tasks sbatch was told of.
+unset SLURM_CPUS_PER_TASK SLURM_TRES_PER_TASK
 one_per_node=(--ntasks-per-node=1 --cpus-per-task="${SLURM_JOB_CPUS_PER_NODE%%[(,]*}" --export=ALL)
 
 # Once, on the first node: is the configuration sound, where does the run live, which port is free?

@@ -150,10 +150,12 @@ def write_state(cluster: Cluster) -> None:
         (cluster.state / name).write_text(text)
 
 
-# The site file of the testbed: its GPUs are pretended, so training is told to use the CPU.
+# The site file of the testbed: its GPUs are pretended, so training is told to use the CPU; a job without arguments is a
+# short training on what `synth /scratch/cache` wrote.
 SITE = """\
 CONVOY_BIND=/scratch
-CONVOY_OVERRIDES=trainer.params.accelerator=cpu trainer.params.precision=32-true
+CONVOY_OVERRIDES=cache_path=/scratch/cache global_batch=16 trainer.params.max_epochs=2 dataloader.params.num_workers=0 \
+trainer.params.accelerator=cpu trainer.params.precision=32-true
 NAVSIM_EXP_ROOT=/scratch/exp
 """
 

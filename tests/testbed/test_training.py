@@ -23,13 +23,15 @@ def run_directory(log: str) -> str:
 
 @pytest.mark.parametrize("nodes", [1, 2, 4])
 def test_the_stock_job_file_trains_on_four_ranks_a_node(testbed, nodes):
-    job = testbed.sbatch(f"slurm/torchrun_{nodes}node.slurm", *SHORT, "global_batch=16", timeout=600)
+    # Two nodes with no argument at all: the testbed's site file has a short training's.
+    overrides = () if nodes == 2 else (*SHORT, "global_batch=16")
+    job = testbed.sbatch(f"slurm/torchrun_{nodes}node.slurm", *overrides, timeout=600)
     assert job.code == 0, job.log
     run = run_directory(job.log)
     assert run == f"/scratch/exp/train/{job.id}"
     assert json.loads(testbed.read(f"{run}/results.json"))["world_size"] == 4 * nodes
     assert f"{nodes} node(s) x 4 process(es), global batch 16 = {4 * nodes} ranks" in job.log
-    assert "step 2/2" in job.log
+    assert ("ADE " if nodes == 2 else "step 2/2") in job.log
     # Every rank of every node says where it stands; ranks of one node are neighbours.
     said = testbed.run("bash", "-c", f"cat {run}/logs/rank-*.log").out
     hosts = {}
