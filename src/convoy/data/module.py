@@ -116,7 +116,11 @@ class _CacheLoaders:
         self._skipped_log = run.skipped_samples if config.data.skip_bad else None
         self._trusted = config.data.trust_cache
         params = config.dataloader.params
-        self._options: dict[str, Any] = {"num_workers": params.num_workers, "pin_memory": _pins(config)}
+        # With a generator of its own a DataLoader leaves torch's alone: an agent's dropout is the same with any number
+        # of workers, and from packed shards.
+        self._options: dict[str, Any] = {
+            "num_workers": params.num_workers, "pin_memory": _pins(config), "generator": torch.Generator(),
+        }  # fmt: skip
         if params.num_workers > 0:
             self._options |= {"prefetch_factor": params.prefetch_factor, "persistent_workers": True}
 
