@@ -22,7 +22,8 @@ from feature_cache import navsim_module, write_cache
 from report import print_report
 
 from convoy.agents.navsim import find_tree
-from convoy.data.synthetic import pool, write_raw
+from convoy.data import pool
+from convoy.data.synthetic import write_raw
 
 AGENT = "transfuser_agent"
 SPLIT = ("train_test_split=mini", "train_test_split.scene_filter.frame_interval=1")

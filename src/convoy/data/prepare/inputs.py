@@ -15,11 +15,10 @@ from typing import Any, Protocol
 import torch
 
 from convoy.agents import navsim
-from convoy.data import cache
+from convoy.data import cache, pool
 from convoy.data.packing import Tensors
 from convoy.data.prepare.plan import Unit
 from convoy.data.shards import Builder
-from convoy.data.synthetic import pool
 from convoy.errors import ConvoyError
 
 LOGS_PER_LISTER = 8  # that a process must have to list for it to be worth starting

@@ -13,6 +13,7 @@ from typing import Any
 
 from convoy import __version__
 from convoy.agents import navsim
+from convoy.data import pool
 from convoy.data.packing import NotPackable, Tensors, probe
 from convoy.data.prepare.inputs import Input, Loaded
 from convoy.data.prepare.plan import Preparation, Unit, missing_at_start, open_preparation, share
@@ -30,7 +31,6 @@ from convoy.data.shards import (
     require_unique_tokens,
     write_manifest,
 )
-from convoy.data.synthetic import pool
 from convoy.errors import ConvoyError
 from convoy.topology import Task
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convoy.data.synthetic import pool
+from convoy.data import pool
 from convoy.data.synthetic.camera import FOCAL, MOUNT, Look, View, render
 from convoy.data.synthetic.ground import Ground
 from convoy.data.synthetic.lidar import encode_pcd, scan

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from convoy.data.synthetic import pool
+from convoy.data import pool
 from convoy.errors import ConvoyError
 
 BUILDERS = ("transfuser_feature", "transfuser_target", "ego_status_feature", "trajectory_target")
