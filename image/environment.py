@@ -57,7 +57,7 @@ def choose_variant(
 
 
 def pip(python: Path, *arguments: str | Path) -> None:
-    quiet = [] if sys.stdout.isatty() else ["-qq"]  # only errors in a log
+    quiet = [] if sys.stdout.isatty() else ["-q"]  # only warnings and errors in a log
     # A pip configuration for --user installs cannot work in a virtual environment.
     environment = os.environ | {"PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     command = [python, "-I", "-m", "pip", "install", *quiet, *arguments]

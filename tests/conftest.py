@@ -25,6 +25,12 @@ def require(name: str, present: bool, reason: str) -> None:
     pytest.skip(reason)
 
 
+@pytest.fixture(autouse=True)
+def import_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test puts on the import path (a fork of NAVSIM's, say) leaves with it."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
 @pytest.fixture(scope="session")
 def requirement() -> Callable[[str, bool, str], None]:
     """`require`, for test files in folders."""

@@ -47,7 +47,7 @@ def test_modules_from_elsewhere_are_named(tmp_path, monkeypatch: pytest.MonkeyPa
     without_pytest = [path for path in doctor.sys.path if "-packages" in path]
     monkeypatch.setattr(doctor.sys, "path", without_pytest)
     assert doctor.isolation()[0] == "ok"
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(doctor.sys, "path", [str(tmp_path), *without_pytest])
     status, found = doctor.isolation()
     assert status == "warn" and str(tmp_path) in found
     monkeypatch.setattr(doctor, "read_manifest", lambda: {"variant": "cpu"})
