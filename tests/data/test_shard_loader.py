@@ -4,12 +4,13 @@ import gc
 import gzip
 import os
 import pickle
-import time
+import threading
 
 import numpy as np
 import pytest
 import torch
 
+from convoy.data import shard_loader
 from convoy.data.cache import Builders, CacheDataset, Split, collate, scan
 from convoy.data.packed_batch import PackedBatch
 from convoy.data.shard_loader import ShardLoader, ShardReader, damaged_shards, require_builders, split_of
@@ -131,22 +132,26 @@ def test_builders_that_the_shards_lack_are_named(root):
 
 def test_taking_one_batch_reads_little_more_than_that(root, monkeypatch):
     """NAVSIM's TransfuserCallback calls next(iter(loader)) six times an epoch."""
-    split = open_split(root)
     reads = []
-    preadv = os.preadv
+    let_go = threading.Event()
+    preadv, wait = os.preadv, shard_loader.wait
 
     def read(*arguments):
         reads.append(1)
-        if len(reads) > 4:  # what is read ahead takes longer than it takes to let go of the iterator
-            time.sleep(0.2)
+        assert len(reads) <= 4 or let_go.wait(60)  # what is read ahead lasts until the iterator was let go of
         return preadv(*arguments)
 
+    def wait_for_readers(futures):
+        let_go.set()
+        return wait(futures)
+
     monkeypatch.setattr(os, "preadv", read)
-    features, _ = next(iter(loader(split, prefetch=8, threads=1)))
-    assert features["image"].shape[0] == 4
-    assert len(reads) <= 2 * 4  # its own four, and the four that the thread had begun; nothing after that
-    time.sleep(0.5)
-    assert len(reads) <= 2 * 4
+    monkeypatch.setattr(shard_loader, "wait", wait_for_readers)
+    reader = ShardReader(1, pinned=False)
+    features, _ = next(iter(loader(open_split(root), prefetch=8, reader=reader)))
+    assert features["image"].shape[0] == 4 and let_go.is_set()
+    reader.close()
+    assert len(reads) in (4, 2 * 4)  # its own four, and the four that the thread had perhaps begun
 
 
 def test_iterating_again_begins_again(root):

@@ -8,7 +8,7 @@ import os
 import resource
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from io import FileIO
@@ -189,8 +189,7 @@ class ShardLoader:
                 pending.extend(self._begin(batch) for batch in islice(batches, self._prefetch - len(pending)))
                 yield batch
         finally:
-            for reading in pending:
-                reading.abandon()
+            _abandon(pending)
 
     def _begin(self, indices: Sequence[int]) -> "_Reading":
         shards, rows = self.split.shard_of[indices].tolist(), self.split.row_of[indices].tolist()
@@ -262,19 +261,21 @@ class _Reading:
         finish: Callable[[list[Any]], PackedBatch],
         give_up: Callable[[], None] = lambda: None,
     ) -> None:
-        self._jobs, self._finish, self._give_up = jobs, finish, give_up
-        self._futures: list[Future[Any]] | None = [executor.submit(job) for job in jobs] if executor else None
+        self._jobs, self._finish, self.give_up = jobs, finish, give_up
+        self.futures: list[Future[Any]] = [executor.submit(job) for job in jobs] if executor else []
 
     def result(self) -> PackedBatch:
-        if self._futures is None:
+        if not self.futures:
             return self._finish([job() for job in self._jobs])
-        return self._finish([future.result() for future in self._futures])
+        return self._finish([future.result() for future in self.futures])
 
-    def abandon(self) -> None:
-        """Let go of the batch; returns when nobody writes to its memory any more."""
-        futures = self._futures or []
-        wait([future for future in futures if not future.cancel()])
-        self._give_up()
+
+def _abandon(readings: Collection[_Reading]) -> None:
+    """Let go of the batches; returns when nobody writes to their memory any more."""
+    # All are cancelled before the first wait: what it waits for would make way for the next in line.
+    wait([future for reading in readings for future in reading.futures if not future.cancel()])
+    for reading in readings:
+        reading.give_up()
 
 
 def read_one_by_one(
