@@ -11,8 +11,22 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).parents[1]
+
+
+class FoldersTogether(LoadScopeScheduling):
+    """One worker has all tests of the built image, one all of the cluster; else whichever is free takes the next."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        folder = nodeid.rsplit("/", 1)[0]
+        return folder if folder in ("tests/image", "tests/testbed") else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FoldersTogether:
+    # Not `--dist loadgroup`: with pytest 9.2, pytest-xdist 3.8 takes no notice of its marks.
+    return FoldersTogether(config, log)
 
 
 def require(name: str, present: bool, reason: str) -> None:

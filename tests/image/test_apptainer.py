@@ -11,8 +11,6 @@ from convoy.agents.navsim import write_random_backbone
 CPU = ("trainer.params.accelerator=cpu", "trainer.params.precision=32-true", "dataloader.params.num_workers=0")
 ISOLATED = ("--cleanenv", "--containall", "--no-home", "--pwd=/")
 
-pytestmark = pytest.mark.xdist_group("testbed")
-
 
 @pytest.fixture(scope="session")
 def doctor(apptainer, sif) -> dict[str, dict[str, str]]:

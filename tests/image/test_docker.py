@@ -11,8 +11,6 @@ CPU = ("trainer.params.accelerator=cpu", "trainer.params.precision=32-true", "da
 # Any uid, nothing writable but the temporary directory and what is mounted.
 LOCKED_DOWN = ("--user=12345:12345", "--read-only", "--tmpfs=/tmp", "--network=none")
 
-pytestmark = pytest.mark.xdist_group("testbed")
-
 
 @pytest.fixture(scope="session")
 def program() -> str:

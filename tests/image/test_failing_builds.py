@@ -10,8 +10,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.xdist_group("testbed")
-
 
 @pytest.fixture
 def clone(apptainer, navsim_tree, workspace: Path) -> Path:

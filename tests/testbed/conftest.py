@@ -1,11 +1,9 @@
 """One cluster for all of the tests here: real SLURM, real Apptainer, the image that `make image VARIANT=cpu` built."""
 
-import fcntl
 import os
 import re
 import shutil
 import subprocess
-import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -16,8 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "testbed" / "cluster.py"
-# Clones beside each other have a cluster each, and so have workers of pytest if a group's tests are not kept together.
-NAME = f"convoy-test-{zlib.crc32(os.fsencode(ROOT)):08x}-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
+NAME = f"convoy-test-{zlib.crc32(os.fsencode(ROOT)):08x}"  # clones beside each other have a cluster each
 CPU = ("trainer.params.accelerator=cpu", "trainer.params.precision=32-true")
 
 
@@ -85,14 +82,6 @@ class Testbed:
         while left := self.processes():
             assert time.monotonic() < deadline, left
             time.sleep(0.5)
-
-
-@pytest.fixture(autouse=True)
-def one_at_a_time() -> Iterator[None]:
-    """Eight ranks want the machine's cores for themselves: tests of other workers wait."""
-    with open(Path(tempfile.gettempdir()) / "convoy-testbed.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,6 @@ def test_without_docker_it_says_so(tmp_path):
     assert done.stderr.startswith("testbed: There is no") and done.stderr.count("\n") == 1
 
 
-@pytest.mark.xdist_group("testbed")
 class TestOnTheCluster:
     def test_run_returns_output_and_exit_code(self, testbed):
         done = testbed.run("bash", "-c", "id --user --name; pwd; echo to-stderr >&2; exit 7")
@@ -76,7 +75,6 @@ class TestOnTheCluster:
         assert done.code == 0, done.out
 
 
-@pytest.mark.xdist_group("testbed")
 def test_slurm_22_05_accepts_each_job_file(docker):
     name = "convoy-test-old"
     manage = [sys.executable, CLUSTER, f"--name={name}"]

@@ -6,8 +6,6 @@ import time
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("testbed")
-
 SHORT = (
     "cache_path=/scratch/cache",
     "+trainer.params.max_steps=2",

@@ -5,8 +5,6 @@ import re
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("testbed")
-
 # One process a node: each starts NAVSIM, and all nodes are containers of one machine.
 SMALL = ("--cpus-per-task=2", "--mem=20G")
 RAW = ("agent=ego_status_mlp_agent", "train_test_split=mini", "train_test_split.scene_filter.frame_interval=1")

@@ -5,8 +5,6 @@ import json
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("testbed")
-
 SHORT = (
     "cache_path=/scratch/cache",
     "+trainer.params.max_steps=1",

@@ -6,8 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("testbed")
-
 SHORT = (
     "cache_path=/scratch/cache", "data.val_fraction=0.25", "+trainer.params.max_steps=2",
     "trainer.params.log_every_n_steps=1", "dataloader.params.num_workers=0",
