@@ -20,7 +20,7 @@ class FoldersTogether(LoadScopeScheduling):
     """One worker has all tests of the built image, one all of the cluster; else whichever is free takes the next."""
 
     def _split_scope(self, nodeid: str) -> str:
-        folder = nodeid.rsplit("/", 1)[0]
+        folder = nodeid.split("::")[0].rsplit("/", 1)[0]
         return folder if folder in ("tests/image", "tests/testbed") else nodeid
 
 
