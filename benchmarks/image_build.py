@@ -23,9 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variant", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--compressions", default="zstd,gzip")
-    parser.add_argument(
-        "--builder", default="", help="command that runs its arguments where Apptainer is"
-    )
+    parser.add_argument("--builder", default="", help="command that runs its arguments where Apptainer is")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("options", nargs="*", help="of image/build_image.py")
     args = parser.parse_args()
