@@ -128,6 +128,7 @@ def up(cluster: Cluster, base: str, target: str = "cluster") -> None:
         docker(
             "run", "--detach", "--init", f"--name={cluster.container(host)}", f"--hostname={host}",
             f"--network={cluster.name}", f"--network-alias={host}", *APPTAINER, "--shm-size=4g",
+            "--ulimit=core=0",  # a killed process leaves no core file in the checkout
             f"--env=TESTBED_UID={uid or 1000}", f"--env=TESTBED_GPUS={cluster.gpus}",
             f"--volume={ROOT}:{ROOT}", f"--volume={cluster.name}-scratch:/scratch",
             f"--volume={cluster.state}:/etc/testbed:ro", *(f"--volume={mount}" for mount in cluster.mounts),
