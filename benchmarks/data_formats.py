@@ -30,7 +30,7 @@ from feature_cache import FEATURE, TARGET, sample
 from report import print_report
 
 from convoy.data.cache import Builders
-from convoy.data.packing import join_record, pack, probe
+from convoy.data.packing import pack, probe, record_parts
 from convoy.data.shard_loader import ShardLoader, ShardReader, split_of
 from convoy.data.shard_writer import ShardWriter
 from convoy.data.shards import Builder, Layout, Manifest, write_manifest
@@ -255,7 +255,7 @@ def main() -> None:
     count = args.samples // (FILES * BATCH) * FILES * BATCH
     samples = [sample(number) for number in range(16)]
     layout = probe(samples)
-    records = [join_record(layout, pack(one, layout)[1]) for one in samples]
+    records = [b"".join(record_parts(layout, pack(one, layout)[1])) for one in samples]
     installed = {name: side for name, side in SIDES.items() if weight(side[0])[1]}
     with tempfile.TemporaryDirectory(dir=args.folder) as root:
         openers: dict[str, Opener] = {}

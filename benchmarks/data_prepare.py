@@ -9,6 +9,8 @@ Rates are per process and second of work, without the time to start processes; s
 import argparse
 import json
 import os
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -48,7 +50,7 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def from_cache(folder: Path, samples: int, workers: int) -> dict[str, Any]:
+def from_cache(folder: Path, samples: int, workers: int, rounds: int) -> dict[str, Any]:
     """Rates per process: reading alone, and `convoy prepare` all in all; and of the latter's time the share by kind."""
     cache = folder / "cache"
     gzip_bytes = write_cache(cache, samples, logs=4 * workers)
@@ -58,16 +60,23 @@ def from_cache(folder: Path, samples: int, workers: int) -> dict[str, Any]:
         done = [result for _, result in pool.run(read_only, cache, logs, workers, one_thread)]
         return sum(count for count, _ in done) / sum(seconds for _, seconds in done)
 
-    # Twice and in turns, the first for the page cache.
-    before = [reading() for _ in range(2)][-1]
-    record = prepare(folder / "from-cache", ["--from-cache", str(cache)], workers)
-    after = reading()
-    spent = record["process_seconds"]
+    reading()  # fills the page cache
+    reads, prepares, spent = [reading()], [], {}
+    for number in range(rounds):
+        record = prepare(folder / f"from-cache-{number}", ["--from-cache", str(cache)], workers)
+        for kind, value in record["process_seconds"].items():
+            spent[kind] = spent.get(kind, 0.0) + value
+        prepares.append(samples / record["process_seconds"]["all"])
+        shutil.rmtree(folder / f"from-cache-{number}")
+        reads.append(reading())
+    # Each against the readings before and after it: the machine's speed changes over minutes.
+    ratios = [ours / ((reads[i] + reads[i + 1]) / 2) for i, ours in enumerate(prepares)]
     return {
-        "read_samples_per_s": (before + after) / 2,
-        "prepare_samples_per_s": samples / spent["all"],
+        "read_samples_per_s": reads,
+        "prepare_samples_per_s": prepares,
+        "ratios": ratios,
+        "ratio_median": statistics.median(ratios),
         "shares": {kind: value / spent["all"] for kind, value in spent.items()},
-        "seconds": record["seconds"],
         "gzip_bytes_per_sample": gzip_bytes / samples,
         "packed_bytes_per_sample": record["bytes_per_sample"],
     }
@@ -115,15 +124,16 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=512, help="of the gzip cache")
     parser.add_argument("--raw-samples", type=int, default=64, help="of the raw data; 0 leaves it out")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3, help="of reading and preparing the cache in turns")
     parser.add_argument("--folder", type=Path, help="where the data is written (default: a temporary folder)")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        cache = from_cache(Path(folder), args.samples, args.workers)
+        cache = from_cache(Path(folder), args.samples, args.workers, args.rounds)
         raw = from_raw(Path(folder), args.raw_samples, args.workers) if args.raw_samples else None
-    ratio = cache["prepare_samples_per_s"] / cache["read_samples_per_s"]
+    read, prepared = (statistics.median(cache[f"{what}_samples_per_s"]) for what in ("read", "prepare"))
     rows = [
-        ["from a cache: samples/s a process", cache["read_samples_per_s"], cache["prepare_samples_per_s"], ratio],
+        ["from a cache: samples/s a process", read, prepared, cache["ratio_median"]],
         ["  bytes a sample", round(cache["gzip_bytes_per_sample"]), cache["packed_bytes_per_sample"],
          cache["packed_bytes_per_sample"] / cache["gzip_bytes_per_sample"]],
         *[[f"  share of the time: {kind}", "", value, ""] for kind, value in cache["shares"].items() if kind != "all"],
@@ -141,7 +151,7 @@ def main() -> None:
     record = {
         "benchmark": "data_prepare",
         "arguments": {key: str(value) for key, value in vars(args).items()},
-        "from_cache": cache | {"ratio": ratio},
+        "from_cache": cache,
         "from_raw": raw,
     }
     title = (

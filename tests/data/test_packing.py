@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from convoy.data.packing import NotPackable, join_record, pack, probe, repack, split_record, unpack
+from convoy.data.packing import NotPackable, pack, probe, record_parts, repack, split_record, unpack
 from convoy.data.shards import Layout
 
 
@@ -22,7 +22,7 @@ def round_trip(tensor):
     """The field that `tensor` was packed into, after checking that every bit comes back."""
     layout, packed = pack(one(tensor), None)
     (field,) = layout.fields
-    (values,) = split_record(layout, join_record(layout, packed))
+    (values,) = split_record(layout, b"".join(record_parts(layout, packed)))
     back = torch.from_numpy(unpack(field, values).copy())
     back = back.view(torch.bfloat16) if field.dtype == "bfloat16" else back
     assert back.dtype == tensor.dtype and back.shape == tensor.shape
@@ -128,7 +128,7 @@ def test_shapes_that_differ():
     layout, _ = pack(one(torch.ones(7, 2)), None)
     wider, packed = pack(one(torch.ones(9, 2)), layout)
     assert wider.fields[0].shape is None and wider.record_bytes is None
-    (values,) = split_record(wider, join_record(wider, packed))
+    (values,) = split_record(wider, b"".join(record_parts(wider, packed)))
     assert values.shape == (9, 2)
 
 

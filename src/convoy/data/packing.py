@@ -25,6 +25,7 @@ _MOST_DIVISOR = 1000
 
 # numpy has no bfloat16; its bits are stored.
 _NUMPY = {"bfloat16": "int16"}
+_BFLOAT16_EXPONENT = np.int16(0x7F80)  # all ones for infinities and NaN
 
 
 class NotPackable(Exception):
@@ -91,11 +92,11 @@ def split_record(layout: Layout, record: bytes | bytearray | memoryview) -> list
     return arrays
 
 
-def join_record(layout: Layout, packed: Sequence[np.ndarray]) -> bytes:
-    """The bytes of a record."""
+def record_parts(layout: Layout, packed: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """A record in pieces to be written one after another, each uint8 in one dimension; none is a copy."""
     varying = [values for entry, values in zip(layout.fields, packed, strict=True) if entry.shape is None]
     dimensions = np.array([size for values in varying for size in values.shape], np.int64)
-    return b"".join([dimensions.tobytes(), *(values.tobytes() for values in packed)])
+    return [part.reshape(-1).view(np.uint8) for part in (dimensions, *packed) if part.size]
 
 
 def probe(samples: Iterable[Tensors], allow_non_finite: bool = False) -> Layout:
@@ -254,8 +255,9 @@ def _encode_block(block: np.ndarray, packed: np.ndarray, entry: Field) -> bool:
 
 
 def _require_finite(array: _Array) -> None:
-    values = torch.from_numpy(array.values)
     if array.field.dtype == "bfloat16":
-        values = values.view(torch.bfloat16)
-    if not bool(values.isfinite().all()):
+        finite = (array.values & _BFLOAT16_EXPONENT) != _BFLOAT16_EXPONENT
+    else:
+        finite = np.isfinite(array.values)
+    if not finite.all():
         raise NotPackable(f"{array.field.builder}.{array.field.name} has values that are not finite")

@@ -2,11 +2,13 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from convoy.data.packing import NotPackable, Tensors, join_record, pack, repack, split_record
+import numpy as np
+
+from convoy.data.packing import NotPackable, Tensors, pack, record_parts, repack, split_record
 from convoy.data.shards import RECORDS_AT, Failure, Layout, Shard, shard_name, shard_path, write_entry
 from convoy.errors import ConvoyError
 
@@ -56,7 +58,7 @@ class ShardWriter:
             if self._layout is not None and layout != self._layout and self._tokens:
                 self._rewrite(layout)
             self._layout = layout
-            self._append(join_record(layout, packed))
+            self._append(record_parts(layout, packed))
         except OSError as error:
             raise self._failed(error) from error
         self._tokens.append(token)
@@ -91,10 +93,11 @@ class ShardWriter:
         write_entry(self._root, shard)
         return shard
 
-    def _append(self, record: bytes) -> None:
-        self._file.write(record)
-        self._hash.update(record)
-        self._offsets.append(self._offsets[-1] + len(record))
+    def _append(self, record: Sequence[np.ndarray]) -> None:
+        self._file.writelines(record)
+        for part in record:
+            self._hash.update(part)
+        self._offsets.append(self._offsets[-1] + sum(part.size for part in record))
 
     def _rewrite(self, wider: Layout) -> None:
         """Pack the records so far again. They are held in memory meanwhile: this is rare, and a shard is small."""
@@ -103,7 +106,7 @@ class ShardWriter:
         for start, end in zip(self._offsets[:-1], self._offsets[1:], strict=True):
             self._file.seek(start)
             packed = split_record(self._layout, self._file.read(end - start))
-            records.append(join_record(wider, repack(self._layout, wider, packed)))
+            records.append(record_parts(wider, repack(self._layout, wider, packed)))
         self._file.seek(RECORDS_AT)
         self._file.truncate()
         self._hash, self._offsets = hashlib.sha256(), [RECORDS_AT]
