@@ -1,7 +1,7 @@
 """`convoy prepare` against what it replaces, with as many processes: from a gzip cache, reading that cache at all with
 NAVSIM's own function; from raw data, NAVSIM's run_dataset_caching.py.
 
-    python benchmarks/data_prepare.py --samples 512 --raw-samples 64 --workers 2
+    python benchmarks/data_prepare.py --samples 512 --raw-samples 512 --workers 2
 
 Rates are per process and second of work, without the time to start processes; seconds are of the whole command.
 """
@@ -83,12 +83,38 @@ def from_cache(folder: Path, samples: int, workers: int, rounds: int) -> dict[st
 
 
 def from_raw(folder: Path, samples: int, workers: int) -> dict[str, Any]:
-    """Seconds of both commands from start to end, and of Convoy's processes the share by kind."""
+    """Both commands on a few samples and on many: their start-up, and what each sample more takes; and of Convoy's
+    processes the share by kind."""
     from convoy.agents.navsim import write_random_backbone
 
-    raw = folder / "raw"
-    write_raw(raw, samples, logs=4 * workers, seed=0, split="mini", all_cameras=False, workers=workers)
     backbone = write_random_backbone("resnet34", folder / "backbone")
+    sizes = (4 * workers, samples)
+    navsim_s, convoy_s = [], []
+    for size in sizes:
+        raw = folder / f"raw-{size}"
+        write_raw(raw, size, logs=4 * workers, seed=0, split="mini", all_cameras=False, workers=workers)
+        theirs, ours, record = both_from_raw(folder / str(size), raw, backbone, size, workers)
+        navsim_s.append(theirs)
+        convoy_s.append(ours)
+    spent = record["process_seconds"]
+
+    def samples_per_s(seconds: list[float]) -> float:
+        return (sizes[1] - sizes[0]) / (seconds[1] - seconds[0]) / workers
+
+    return {
+        "samples": sizes,
+        "navsim_s": navsim_s,
+        "convoy_s": convoy_s,
+        "navsim_samples_per_s": samples_per_s(navsim_s),
+        "convoy_samples_per_s": samples_per_s(convoy_s),
+        "shares": {kind: value / spent["all"] for kind, value in spent.items()},
+    }
+
+
+def both_from_raw(
+    folder: Path, raw: Path, backbone: Path, samples: int, workers: int
+) -> tuple[float, float, dict[str, Any]]:
+    """Seconds of NAVSIM's command and of Convoy's, and what the latter says of itself."""
     agent = [f"agent={AGENT}", f"+agent.config.image_architecture='local-dir:{backbone}'", *SPLIT]
     environment = {
         "OPENSCENE_DATA_ROOT": str(raw), "NUPLAN_MAPS_ROOT": str(raw / "maps"), "NAVSIM_EXP_ROOT": str(folder / "exp"),
@@ -101,15 +127,9 @@ def from_raw(folder: Path, samples: int, workers: int) -> dict[str, Any]:
     subprocess.run(command, env=os.environ | environment, check=True, stdout=subprocess.DEVNULL)
     theirs = time.perf_counter() - started
     made = len(list((folder / "exp/training_cache").glob("*/*")))
-    record = prepare(folder / "from-raw", [*agent, "--no-verify"], workers, environment)
+    record = prepare(folder / "shards", [*agent, "--no-verify"], workers, environment)
     assert made == record["samples"] == samples, (made, record["samples"], samples)
-    spent = record["process_seconds"]
-    return {
-        "navsim_s": theirs,
-        "convoy_s": record["command_s"],
-        "prepare_samples_per_s": samples / spent["all"],
-        "shares": {kind: value / spent["all"] for kind, value in spent.items()},
-    }
+    return theirs, record["command_s"], record
 
 
 def prepare(out: Path, arguments: list[str], workers: int, environment: dict[str, str] | None = None) -> Any:
@@ -122,7 +142,7 @@ def prepare(out: Path, arguments: list[str], workers: int, environment: dict[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=512, help="of the gzip cache")
-    parser.add_argument("--raw-samples", type=int, default=64, help="of the raw data; 0 leaves it out")
+    parser.add_argument("--raw-samples", type=int, default=512, help="of the raw data; 0 leaves it out")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3, help="of reading and preparing the cache in turns")
     parser.add_argument("--folder", type=Path, help="where the data is written (default: a temporary folder)")
@@ -140,8 +160,16 @@ def main() -> None:
     ]  # fmt: skip
     if raw is not None:
         rows += [
-            ["from raw data: seconds", raw["navsim_s"], raw["convoy_s"], raw["convoy_s"] / raw["navsim_s"]],
-            ["  samples/s a process", "", raw["prepare_samples_per_s"], ""],
+            [
+                "from raw data: samples/s a process",
+                raw["navsim_samples_per_s"],
+                raw["convoy_samples_per_s"],
+                raw["convoy_samples_per_s"] / raw["navsim_samples_per_s"],
+            ],
+            *[
+                [f"  seconds for {size} samples", theirs, ours, ours / theirs]
+                for size, theirs, ours in zip(raw["samples"], raw["navsim_s"], raw["convoy_s"], strict=True)
+            ],
             *[
                 [f"  share of the time: {kind}", "", value, ""]
                 for kind, value in raw["shares"].items()
