@@ -23,7 +23,7 @@ from report import print_report
 from convoy.data.cache import Builders, logs_in, scan
 from convoy.data.packing import probe
 from convoy.data.shard_loader import damaged_shards, split_of
-from convoy.data.shards import SHARDS, Builder, Manifest, Shard, load_manifest, shard_path, write_manifest
+from convoy.data.shards import RECORDS_AT, SHARDS, Builder, Manifest, Shard, load_manifest, shard_path, write_manifest
 
 LOGS = 1192  # of navtrain
 
@@ -36,7 +36,8 @@ def write_index(root: Path, samples: int) -> None:
     shards = []
     for log in range(LOGS):
         tokens = tuple(f"{number:016x}" for number in range(log, samples, LOGS))
-        shards.append(Shard(f"log-{log:04d}", 0, layout, tokens, len(tokens) * layout.record_bytes, "0" * 64))
+        size = RECORDS_AT + len(tokens) * layout.record_bytes
+        shards.append(Shard(f"log-{log:04d}", 0, layout, tokens, size, "0" * 64))
         with shard_path(root, shards[-1].name).open("wb") as file:
             file.truncate(shards[-1].bytes)
     write_manifest(root, Manifest((Builder(FEATURE, "feature"), Builder(TARGET, "target")), {}, tuple(shards)))
