@@ -3,7 +3,10 @@
     make image && python benchmarks/image.py
     python benchmarks/image.py --apptainer "testbed/apptainer apptainer"     # Apptainer in a container
 
-Outside is the environment that runs this. Each figure is a process's whole life, measured from inside the container
+Outside is the environment that runs this. "First" is in a container that was just started: its mount has nothing in
+its cache yet; "again" is the second time in the same container.
+
+Each figure is a process's whole life, measured from inside the container
 where it runs in one, so that starting a container is a line of its own.
 """
 
