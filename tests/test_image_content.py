@@ -1,12 +1,13 @@
 """One digest for what a file tree holds: names, modes, contents, and nothing else."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from convoy.image_content import content_digest, entries
+from convoy.image_content import LARGE_BYTES, content_digest, entries
 
 
 @pytest.fixture
@@ -23,6 +24,14 @@ def test_entries_name_what_is_there_sorted_and_without_what_a_runtime_brings(tre
         "bin", "etc", "opt", "opt/convoy", "opt/convoy/src", "opt/convoy/src/a.py", "usr", "usr/bin", "usr/bin/python",
     ]  # fmt: skip
     assert next(entries(tree)) == ("bin", "120777", "usr/bin")
+
+
+def test_small_and_large_files_count_with_the_digest_of_their_content(tree: Path):
+    large = bytes(range(256)) * (LARGE_BYTES // 256)
+    (tree / "usr/bin/large").write_bytes(large)
+    found = {path: content for path, _, content in entries(tree)}
+    assert found["usr/bin/large"] == hashlib.sha256(large).hexdigest()
+    assert found["usr/bin/python"] == hashlib.sha256(b"usr/bin/python").hexdigest()
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {
