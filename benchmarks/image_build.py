@@ -4,9 +4,9 @@
     python benchmarks/image_build.py --builder testbed/apptainer -- --base build/base.tar --ca build/ca.pem
 
 Builds in a clone under build/, so that the checkout's own image and kept dependencies stay. Downloads are in the time.
-A build deletes what it unpacked, and for a minute after so many files were deleted ext4 is two to three times as slow to
-create new ones (fs/ext4/ialloc.c, recently_deleted), so the benchmark waits that long before it builds a change. What
-follows `--` goes to image/build_image.py.
+A build deletes what it unpacked, and for a minute after so many files were deleted ext4 takes two to three times as
+long to create new ones (fs/ext4/ialloc.c, recently_deleted), so the benchmark waits that long before the next build.
+What follows `--` goes to image/build_image.py.
 """
 
 import argparse
