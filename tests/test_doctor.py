@@ -76,6 +76,12 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_little_room_for_temporary_files_is_not_rounded_away(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """--containall gives a /tmp of 64 MiB."""
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 62 << 20}))
+    assert doctor.writable(tmp_path, "fail", "") == ("ok", f"{tmp_path}, 62 MiB free")
+
+
 def test_a_check_that_breaks_is_a_failure_of_its_line(monkeypatch: pytest.MonkeyPatch):
     def broken():
         raise OSError("libtorch.so: cannot open shared object file")

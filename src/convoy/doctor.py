@@ -27,6 +27,7 @@ OLDEST_DRIVER = {12: 525, 13: 580}
 DRIVER = Path("/proc/driver/nvidia/version")
 SHM = Path("/dev/shm")
 GIB = 1 << 30
+MIB = 1 << 20
 MARKS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[bold red]FAIL[/]"}
 
 
@@ -280,7 +281,8 @@ def writable(folder: Path, otherwise: str, remedy: str) -> tuple[str, str]:
             pass
     except OSError as error:
         return otherwise, f"{folder}: {error.strerror}: {remedy}"
-    return "ok", f"{folder}, {shutil.disk_usage(existing).free / GIB:.0f} GiB free"
+    free = shutil.disk_usage(existing).free
+    return "ok", f"{folder}, {f'{free / GIB:.0f} GiB' if free >= GIB else f'{free / MIB:.0f} MiB'} free"
 
 
 def _loads(library: str) -> bool:

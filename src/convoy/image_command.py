@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     print(digest)
     if digest != manifest["digest"]:
         raise ConvoyError(
-            f"The build wrote {manifest['digest']}: something is bound over the image's files, or they were changed "
-            "(`convoy image digest --files` lists them)."
+            f"The build wrote {manifest['digest']}: something is bound over the image's files (as --nv does), or they "
+            "were changed (`convoy image digest --files` lists them)."
         )
     return ExitCode.FINISHED
