@@ -6,8 +6,8 @@
 Outside is the environment that runs this. "First" is in a container that was just started: its mount has nothing in
 its cache yet; "again" is the second time in the same container.
 
-Each figure is a process's whole life, measured from inside the container
-where it runs in one, so that starting a container is a line of its own.
+Each figure is a process's whole life, measured from inside the container where it runs in one, so that starting a
+container is a line of its own.
 """
 
 import argparse
