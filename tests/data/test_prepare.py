@@ -7,10 +7,10 @@ import os
 import pickle
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -112,11 +112,29 @@ def wait_for(condition, seconds=60):
         time.sleep(0.002)
 
 
+@contextmanager
+def last_sample_held(cache):
+    """Whoever reads the last sample waits: packing gets there and no further, however fast the machine is."""
+    path = tokens_of(cache)[-1] / "ego_status_feature.gz"
+    whole, fifo = path.with_suffix(".whole"), path.with_suffix(".fifo")
+    os.mkfifo(fifo)
+    path.rename(whole)
+    os.link(fifo, path)
+    try:
+        yield
+    finally:
+        content = whole.read_bytes()
+        whole.replace(path)
+        with suppress(OSError), open(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK), "wb") as pipe:  # ENXIO: nobody waits
+            pipe.write(content)
+
+
 def test_a_killed_run_is_completed_and_keeps_what_it_had(ego_cache, out):
-    process = subprocess.Popen(command(out, ego_cache, "--samples-per-shard=1"))
-    wait_for(lambda: len(list((out / "shards").glob("*.json"))) >= 3)
-    process.kill()
-    process.wait()
+    with last_sample_held(ego_cache):
+        process = subprocess.Popen(command(out, ego_cache, "--samples-per-shard=1"))
+        wait_for(lambda: len(list((out / "shards").glob("*.json"))) >= 3)
+        process.kill()
+        process.wait()
     before = shard_times(out)
     assert 3 <= len(list((out / "shards").glob("*.json"))) < 32
     assert not (out / "manifest.json").exists()
@@ -128,15 +146,12 @@ def test_a_killed_run_is_completed_and_keeps_what_it_had(ego_cache, out):
 
 
 def test_two_runs_at_once_are_refused_and_the_first_goes_on(ego_cache, out, capsys):
-    process = subprocess.Popen(command(out, ego_cache, "--samples-per-shard=1"))
-    try:
-        wait_for(lambda: (out / "shards").is_dir() and any((out / "shards").glob("*.json")))
-        process.send_signal(signal.SIGSTOP)
+    with last_sample_held(ego_cache):
+        process = subprocess.Popen(command(out, ego_cache, "--samples-per-shard=1"))
+        wait_for(lambda: len(list((out / "shards").glob("*.json"))) == 31)
         assert prepare(out, ego_cache, "--samples-per-shard=1") == 1
         error = capsys.readouterr().err
         assert "Another `convoy prepare` is writing" in error and f"process {process.pid}" in error
-    finally:
-        process.send_signal(signal.SIGCONT)
     assert process.wait(60) == 0
     require_equal_to_cache(out, ego_cache)
 
