@@ -5,7 +5,7 @@
 
 Builds in a clone under build/, so that the checkout's own image and kept dependencies stay. Downloads are in the time.
 A build deletes what it unpacked, and for a minute after so many files were deleted ext4 takes two to three times as
-long to create new ones (fs/ext4/ialloc.c, recently_deleted), so the benchmark waits that long before the next build.
+long to create new ones (fs/ext4/ialloc.c, recently_deleted), so the benchmark waits that long before each.
 What follows `--` goes to image/build_image.py.
 """
 
@@ -43,6 +43,8 @@ def main() -> None:
     def build(compression: str, *options: str) -> float:
         command = ["python3", str(clone / "image/build_image.py"), "apptainer", f"--variant={args.variant}"]
         command += [f"--compression={compression}", f"--output={image}", f"--cache={clone}/build/cache", *options]
+        os.sync()
+        time.sleep(SETTLE_S)
         began = time.monotonic()
         subprocess.run([*shlex.split(args.builder), *command, *args.options], check=True, stdout=subprocess.DEVNULL)
         return time.monotonic() - began
@@ -53,11 +55,7 @@ def main() -> None:
         size = image.stat().st_size
         with (clone / "src/convoy/__init__.py").open("a") as source:
             source.write(f"# as if edited: {compression}\n")
-        os.sync()
-        time.sleep(SETTLE_S)
         builds[compression] = {"cold_s": cold, "after_src_change_s": build(compression), "image_bytes": size}
-        os.sync()
-        time.sleep(SETTLE_S)
     shutil.rmtree(clone, ignore_errors=True)
     rows = [
         (name, result["cold_s"], result["after_src_change_s"], result["image_bytes"] / 1e9)
