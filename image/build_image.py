@@ -148,9 +148,10 @@ def bootstrap(base: str | None) -> dict[str, str]:
     """How Apptainer is told of a base: docker save's archive, a SIF, a root file system, or a registry's image."""
     if base is None:
         return {}
-    if Path(base).is_file() and base.endswith((".tar", ".tar.gz")):
-        return {"bootstrap": "docker-archive", "base": base}
-    return {"bootstrap": "localimage" if Path(base).exists() else "docker", "base": base}
+    if not Path(base).exists():
+        return {"bootstrap": "docker", "base": base}
+    archive = Path(base).is_file() and base.endswith((".tar", ".tar.gz"))
+    return {"bootstrap": "docker-archive" if archive else "localimage", "base": str(Path(base).absolute())}
 
 
 def check_space(folder: Path, needed: int, advice: str) -> None:
@@ -195,6 +196,8 @@ def main() -> None:
     parser.add_argument("--docker", default="docker", help="the program to call")
     parser.add_argument("--docker-flags", default="", help="more arguments of docker build")
     options = parser.parse_args()
+    # The builder runs in the checkout, wherever this was called.
+    options.output, options.cache = options.output.absolute(), options.cache.absolute()
     try:
         for name in ("extra", "weights", "ca"):
             path = getattr(options, name)

@@ -62,9 +62,12 @@ def test_too_little_space_is_told_before_anything_is_built(tmp_path: Path):
         ("{tmp}/base.tar", {"bootstrap": "docker-archive", "base": "{tmp}/base.tar"}),
         ("{tmp}/base.sif", {"bootstrap": "localimage", "base": "{tmp}/base.sif"}),
         ("{tmp}/rootfs", {"bootstrap": "localimage", "base": "{tmp}/rootfs"}),
+        ("base.tar", {"bootstrap": "docker-archive", "base": "{tmp}/base.tar"}),
+        ("rootfs", {"bootstrap": "localimage", "base": "{tmp}/rootfs"}),
     ],
 )
-def test_a_base_is_told_apart(base, expected, tmp_path: Path):
+def test_a_base_is_told_apart(base, expected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "rootfs").mkdir()
     for name in ("base.tar", "base.sif"):
         (tmp_path / name).touch()
