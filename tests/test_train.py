@@ -189,7 +189,7 @@ def test_a_killed_rank_ends_the_run_and_the_same_command_finishes_it(settings, t
     last, pid = tmp_path / "run/checkpoints/last.ckpt", None
     with ThreadPoolExecutor(1) as background:
         running = background.submit(train, *settings, *endless, processes=2)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not last.is_file():
             assert time.monotonic() < deadline and not running.done(), running.result().stdout
             time.sleep(0.2)

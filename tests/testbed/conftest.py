@@ -77,8 +77,15 @@ class Testbed:
         found = [self.run("ps", "-u", "researcher", "-o", "args=", host=node, root=True).out for node in self.nodes]
         return [line for text in found for line in text.splitlines()]
 
+    def empty_the_queue(self) -> None:
+        """Cancel what is queued or runs, and wait until SLURM is done with every job."""
+        cancel = "if squeue --noheader | grep -q .; then scancel --user=researcher; fi"
+        ended = "while squeue --noheader | grep -q .; do sleep 0.3; done"
+        done = self.run("bash", "-c", f"{cancel}; {ended}")
+        assert done.code == 0, done.out
+
     def assert_nothing_left(self) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while left := self.processes():
             assert time.monotonic() < deadline, left
             time.sleep(0.5)
@@ -112,3 +119,12 @@ def testbed(docker: None, image: Path) -> Iterator[Testbed]:
     assert made.code == 0, made.out
     yield cluster
     subprocess.run([*manage, "down"], check=True)
+
+
+@pytest.fixture(autouse=True)
+def queue(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that failed half-way leaves no job to those after it."""
+    cluster = request.getfixturevalue("testbed") if "testbed" in request.fixturenames else None
+    yield
+    if cluster is not None:
+        cluster.empty_the_queue()

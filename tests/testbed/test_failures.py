@@ -53,7 +53,7 @@ def test_is_told_in_one_line(testbed, options, overrides, environment, message):
 
 def test_a_busy_port(testbed):
     """One that was asked for is refused; else another is found, which the training tests show by running at once."""
-    server = "import socket, time; s = socket.socket(); s.bind(('', 61500)); s.listen(); time.sleep(60)"
+    server = "import socket, time; s = socket.socket(); s.bind(('', 61500)); s.listen(); time.sleep(600)"
     pid = testbed.run(
         "bash", "-c", f'python3 -c "{server}" > /dev/null 2>&1 & echo $!', host="gl001", root=True
     ).out.strip()
@@ -107,7 +107,7 @@ def test_a_warned_requeued_and_cancelled_job(testbed):
     """SIGUSR1 of --signal changes nothing but says so; a requeued job goes on; a cancelled one leaves no process."""
 
     def wait_for(text: str) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while text not in (log := testbed.run("bash", "-c", f"cat /scratch/job-{job}.log").out):
             assert time.monotonic() < deadline, log
             time.sleep(1)
@@ -122,7 +122,9 @@ def test_a_warned_requeued_and_cancelled_job(testbed):
     assert testbed.run("squeue", "--noheader", "--format=%T", f"--jobs={job}").out.strip() == "RUNNING"
     assert testbed.run("scontrol", "requeue", job).code == 0
     testbed.assert_nothing_left()
-    # A requeued job waits for a while that SLURM counts in minutes; its begin may be moved.
+    # SLURM begins a requeued job two minutes after it is done with its end, not before; then, that may be moved.
+    ended = "until [[ $(squeue --noheader --format=%T --jobs=$1) == PENDING ]]; do sleep 0.3; done"
+    assert testbed.run("bash", "-c", ended, "bash", job).code == 0
     assert testbed.run("scontrol", "update", f"JobId={job}", "StartTime=now").code == 0
     wait_for(f"going on from /scratch/exp/train/{job}/checkpoints/last.ckpt")
     launches = [json.loads(line) for line in testbed.read(f"/scratch/exp/train/{job}/launches.jsonl").splitlines()]

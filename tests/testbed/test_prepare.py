@@ -86,7 +86,7 @@ def test_a_killed_preparation_is_completed_on_another_number_of_nodes(testbed, r
     submit = ["env", f"CONVOY_IMAGE={testbed.image}", *(f"{name}={value}" for name, value in raw.items())]
     submit += ["sbatch", "--parsable", "--output=/scratch/job-%j.log", "--nodes=2", *SMALL, "slurm/prepare.slurm", out]
     count = "ls $1/shards/*.json 2>/dev/null | wc -l"
-    some = f"for i in $(seq 600); do [[ $({count}) -ge 3 ]] && exit; sleep 0.2; done; exit 1"
+    some = f"for i in $(seq 1500); do [[ $({count}) -ge 3 ]] && exit; sleep 0.2; done; exit 1"
     with last_log_held(testbed, raw):
         job = testbed.run(*submit, "--workers=1", *arguments).out.strip()
         assert testbed.run("bash", "-c", some, "bash", out).code == 0
