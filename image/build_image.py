@@ -95,7 +95,7 @@ def execute(command: list[str | Path], log: Path, environment: dict[str, str], d
             return
     output = log.read_text(errors="replace")
     last = [line for line in output.splitlines() if line.strip()][-1:] or ["no output"]
-    free = ", ".join(f"{shutil.disk_usage(path).free / 1e9:.1f} GB free in {path}" for path in (disk, BUILD))
+    free = ", ".join(f"{shutil.disk_usage(path).free / 1e9:.1f} GB free in {path}" for path in dict.fromkeys((disk, log.parent)))
     raise BuildError(f"{explain(output) or f'{command[0]} failed: {last[0]}'}\n  {free}; the whole output: {log}")
 
 
