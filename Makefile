@@ -43,7 +43,7 @@ venv:  ## make .venv with the hash-locked requirements and Convoy
 
 .PHONY: demo
 demo: venv  ## train AGENT on synthetic data as two nodes on this machine: build/demo
-	@.venv/bin/python -m convoy.demo --agent $(AGENT) --out build/demo
+	@.venv/bin/python -m convoy.commands.demo --agent $(AGENT) --out build/demo
 
 .PHONY: test
 test: venv  ## run the test suite
@@ -72,7 +72,7 @@ shell:  ## open a shell in the Apptainer image, with this checkout's src/ over t
 
 .PHONY: submit
 submit:  ## check a training and submit it: NODES=2 ARGS='cache_path=… global_batch=176' [SUBMIT='--time 24:00:00']
-	@PYTHONPATH=src $(PYTHON) -m convoy.cli submit --nodes $(NODES) $(SUBMIT) -- $(value ARGS)
+	@PYTHONPATH=src $(PYTHON) -m convoy.commands submit --nodes $(NODES) $(SUBMIT) -- $(value ARGS)
 
 .PHONY: cluster-up
 cluster-up:  ## start a SLURM cluster in Docker containers [CLUSTER='--nodes 4']; testbed/run COMMAND runs a command there

@@ -1,7 +1,8 @@
-"""The other side of the comparisons: a training loop in plain PyTorch DDP, with Convoy's agent, data and loader.
+"""The other side of the comparisons: a training loop in plain PyTorch DDP, with Convoy's agent,
+data and loader.
 
-Run by torchrun. Rank 0 prints one JSON line: the time (Unix) of its first optimiser step, and samples/s over all
-windows of `--window` steps but the first, as Convoy reports it.
+Run by torchrun. Rank 0 prints one JSON line: the time (Unix) of its first optimiser step, and
+samples/s over all windows of `--window` steps but the first, as Convoy reports it.
 """
 
 import argparse
@@ -9,7 +10,7 @@ import json
 import time
 from pathlib import Path
 
-import convoy.torchvision_cpu  # noqa: F401  # before Lightning, which imports torchvision
+import convoy.navsim.torchvision_cpu  # noqa: F401  # before Lightning, which imports torchvision
 
 # isort: split
 import pytorch_lightning  # noqa: F401  # both sides pay for importing it
@@ -41,7 +42,11 @@ def main() -> None:
     device = torch.device("cuda", rank % torch.cuda.device_count()) if gpu else torch.device("cpu")
     torch.manual_seed(0)
     agent = BevFusionAgent().to(device)
-    model = DistributedDataParallel(agent, device_ids=[device] if gpu else None) if world_size > 1 else agent
+    model = (
+        DistributedDataParallel(agent, device_ids=[device] if gpu else None)
+        if world_size > 1
+        else agent
+    )
     optimizer = agent.get_optimizers()
     if isinstance(optimizer, dict):
         optimizer = optimizer["optimizer"]
@@ -69,7 +74,9 @@ def main() -> None:
         order.set_epoch(epoch)
         since = (time.monotonic(), step)
         for features, targets in loader:
-            features = {name: value.to(device, non_blocking=True) for name, value in features.items()}
+            features = {
+                name: value.to(device, non_blocking=True) for name, value in features.items()
+            }
             targets = {name: value.to(device, non_blocking=True) for name, value in targets.items()}
             optimizer.zero_grad()
             loss = agent.compute_loss(features, targets, model(features))

@@ -7,8 +7,11 @@ from convoy.agents.bev_fusion import BevFusionAgent
 
 
 class BlindAgent(BevFusionAgent):
-    """Sees an all-black camera and an empty LiDAR histogram; otherwise the same model, loss and optimiser."""
+    """Sees an all-black camera and an empty LiDAR histogram; otherwise the same model, loss and
+    optimiser."""
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        blank = {name: torch.zeros_like(features[name]) for name in ("camera_feature", "lidar_feature")}
+        blank = {
+            name: torch.zeros_like(features[name]) for name in ("camera_feature", "lidar_feature")
+        }
         return super().forward(features | blank)

@@ -1,7 +1,9 @@
-"""From sbatch to the first optimiser step on an idle testbed, against a bare srun of torchrun with the same Python.
+"""From sbatch to the first optimiser step on an idle testbed, against a bare srun of torchrun with
+the same Python.
 
-Both sides train the built-in agent on the same nodes from the same image. The bare side is what a person would type by
-hand: srun, the container, torchrun with a fixed endpoint, no check, no search for a port, nothing handed over.
+Both sides train the built-in agent on the same nodes from the same image. The bare side is what a
+person would type by hand: srun, the container, torchrun with a fixed endpoint, no check, no search
+for a port, nothing handed over.
 
     python benchmarks/cluster_launch.py --repeats 5 --json
 """
@@ -36,8 +38,11 @@ class Cluster:
     def manage(self, *arguments: str) -> str:
         done = subprocess.run(
             [sys.executable, ROOT / "testbed/cluster.py", f"--name={NAME}", *arguments],
-            text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         if done.returncode:
             sys.exit(f"{' '.join(arguments)} failed:\n{done.stdout}")
         return done.stdout
@@ -57,32 +62,71 @@ class Cluster:
         return (stamp - datetime(1970, 1, 1)).total_seconds() - offset * 3600
 
 
-def convoy(cluster: Cluster, nodes: int, overrides: list[str], index: int) -> tuple[float, list[float]]:
+def convoy(
+    cluster: Cluster, nodes: int, overrides: list[str], index: int
+) -> tuple[float, list[float]]:
     """Seconds from sbatch to the first step, and how they split up."""
     run_dir, log = f"/scratch/convoy-{index}", f"/scratch/convoy-{index}.log"
     started = time.time()
     cluster.run(
-        "env", f"CONVOY_IMAGE={cluster.image}", "sbatch", "--wait", f"--nodes={nodes}", f"--output={log}",
-        "slurm/torchrun_1node.slurm", *overrides, f"run_dir={run_dir}",
-    )  # fmt: skip
-    agent = min(cluster.born(path) for path in cluster.run("sh", "-c", f"ls {run_dir}/logs/torchrun-*").split())
-    marks = [started, cluster.born(log), cluster.born(f"{run_dir}/launches.jsonl"), agent, cluster.first_step(run_dir)]
-    return marks[-1] - marks[0], [later - earlier for earlier, later in zip(marks, marks[1:], strict=False)]
+        "env",
+        f"CONVOY_IMAGE={cluster.image}",
+        "sbatch",
+        "--wait",
+        f"--nodes={nodes}",
+        f"--output={log}",
+        "slurm/torchrun_1node.slurm",
+        *overrides,
+        f"run_dir={run_dir}",
+    )
+    agent = min(
+        cluster.born(path)
+        for path in cluster.run("sh", "-c", f"ls {run_dir}/logs/torchrun-*").split()
+    )
+    marks = [
+        started,
+        cluster.born(log),
+        cluster.born(f"{run_dir}/launches.jsonl"),
+        agent,
+        cluster.first_step(run_dir),
+    ]
+    return marks[-1] - marks[0], [
+        later - earlier for earlier, later in zip(marks, marks[1:], strict=False)
+    ]
 
 
 def bare(cluster: Cluster, nodes: int, overrides: list[str], index: int) -> float:
     run_dir = f"/scratch/bare-{index}"
     command = [
-        "torchrun", f"--nnodes={nodes}", "--nproc-per-node=4", "--rdzv-backend=c10d", "--rdzv-endpoint=gl001:29500",
-        f"--rdzv-id={index}", "-m", "convoy.train", *overrides, f"run_dir={run_dir}",
-    ]  # fmt: skip
+        "torchrun",
+        f"--nnodes={nodes}",
+        "--nproc-per-node=4",
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=gl001:29500",
+        f"--rdzv-id={index}",
+        "-m",
+        "convoy.launch.rank",
+        *overrides,
+        f"run_dir={run_dir}",
+    ]
     environment = ["OMP_NUM_THREADS=1", f"CONVOY_RUN_DIR={run_dir}"]
     started = time.time()
     cluster.run(
-        "env", *environment, "srun", f"--nodes={nodes}", "--ntasks-per-node=1", "--gpus-per-node=4",
-        "--cpus-per-task=128", "--mem=0", "apptainer", "--quiet", "exec", "--bind=/scratch",
-        str(cluster.image), *command,
-    )  # fmt: skip
+        "env",
+        *environment,
+        "srun",
+        f"--nodes={nodes}",
+        "--ntasks-per-node=1",
+        "--gpus-per-node=4",
+        "--cpus-per-task=128",
+        "--mem=0",
+        "apptainer",
+        "--quiet",
+        "exec",
+        "--bind=/scratch",
+        str(cluster.image),
+        *command,
+    )
     return cluster.first_step(run_dir) - started
 
 
@@ -108,12 +152,20 @@ def main() -> None:
             "--logs=4",
         )
         overrides = [
-            "cache_path=/scratch/cache", "data.val_fraction=0.25", "global_batch=16", "+trainer.params.max_steps=2",
-            "trainer.params.log_every_n_steps=1", "dataloader.params.num_workers=0",
-            "trainer.params.limit_val_batches=0", "trainer.params.accelerator=cpu", "trainer.params.precision=32-true",
-        ]  # fmt: skip
+            "cache_path=/scratch/cache",
+            "data.val_fraction=0.25",
+            "global_batch=16",
+            "+trainer.params.max_steps=2",
+            "trainer.params.log_every_n_steps=1",
+            "dataloader.params.num_workers=0",
+            "trainer.params.limit_val_batches=0",
+            "trainer.params.accelerator=cpu",
+            "trainer.params.precision=32-true",
+        ]
         ours, splits, theirs = [], [], []
-        for index in range(args.repeats + 1):  # the first of each fills the page cache and does not count
+        for index in range(
+            args.repeats + 1
+        ):  # the first of each fills the page cache and does not count
             theirs.append(bare(cluster, args.nodes, overrides, index))
             seconds, split = convoy(cluster, args.nodes, overrides, index)
             ours.append(seconds)
@@ -125,7 +177,9 @@ def main() -> None:
             container.append(time.time() - began)
     finally:
         cluster.manage("down")
-    medians = [statistics.median(split[phase] for split in splits[1:]) for phase in range(len(PHASES))]
+    medians = [
+        statistics.median(split[phase] for split in splits[1:]) for phase in range(len(PHASES))
+    ]
     record = {
         "nodes": args.nodes,
         "processes_per_node": 4,

@@ -1,11 +1,12 @@
 """Random batches of packed samples: Convoy's reader, against other libraries.
 
-Every side holds the same records of 886 kB in the same number of files, reads them in the same random order with the
-same number of threads, and gives batches of 64 as a training needs them: each tensor's samples side by side, in one of
-four blocks of host memory that are used in turn (a loader reads ahead). Once with all files in the page cache, and once
-with none of them there; and what a sample costs in processor time, which other work on the machine does not change.
-Libraries that are not installed are left out; all of them:
-pip install array-record grain mosaicml-streaming litdata safetensors pyarrow (not among Convoy's requirements).
+Every side holds the same records of 886 kB in the same number of files, reads them in the same
+random order with the same number of threads, and gives batches of 64 as a training needs them: each
+tensor's samples side by side, in one of four blocks of host memory that are used in turn (a loader
+reads ahead). Once with all files in the page cache, and once with none of them there; and what a
+sample costs in processor time, which other work on the machine does not change. Libraries that are
+not installed are left out; all of them: pip install array-record grain mosaicml-streaming litdata
+safetensors pyarrow (not among Convoy's requirements).
 
     python benchmarks/data_formats.py --samples 1024
 """
@@ -30,16 +31,25 @@ from feature_cache import FEATURE, TARGET, sample
 from report import print_report
 
 from convoy.data.cache import Builders
+from convoy.data.layout import Layout
 from convoy.data.packing import pack, probe, record_parts
-from convoy.data.shard_loader import ShardLoader, ShardReader, split_of
+from convoy.data.shard_loader import ShardLoader
+from convoy.data.shard_reader import ShardReader
+from convoy.data.shard_split import split_of
 from convoy.data.shard_writer import ShardWriter
-from convoy.data.shards import Builder, Layout, Manifest, write_manifest
+from convoy.data.shards import Builder, Manifest, write_manifest
 
 BATCH, FILES, THREADS, BLOCKS = 64, 8, 2, 4
 Reader = Callable[[np.ndarray], None]  # goes through the data set once, in the order of the indices
 Opener = Callable[[], Reader]
 PLAIN = "Convoy's reader"
-PROVIDED = {"numpy", "torch", "torchvision", "pytorch-lightning", "lightning"}  # a training has these anyway
+PROVIDED = {
+    "numpy",
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "lightning",
+}  # a training has these anyway
 
 
 def convoy(folder: Path, samples: list[Any], count: int) -> Opener:
@@ -54,10 +64,15 @@ def convoy(folder: Path, samples: list[Any], count: int) -> Opener:
     write_manifest(folder, manifest)
 
     def open_reader() -> Reader:
-        split, reader = split_of(manifest, folder, manifest.logs), ShardReader(THREADS, pinned=False)
+        split, reader = (
+            split_of(manifest, folder, manifest.logs),
+            ShardReader(THREADS, pinned=False),
+        )
 
         def read(order: np.ndarray) -> None:
-            for _ in ShardLoader(split, Builders((FEATURE,), (TARGET,)), order.tolist(), BATCH, reader, BLOCKS - 1):
+            for _ in ShardLoader(
+                split, Builders((FEATURE,), (TARGET,)), order.tolist(), BATCH, reader, BLOCKS - 1
+            ):
                 pass
 
         return read
@@ -67,15 +82,21 @@ def convoy(folder: Path, samples: list[Any], count: int) -> Opener:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Where a batch's tensors go: for each field its place in a record, and an array (batch, bytes) in each block."""
+    """Where a batch's tensors go: for each field its place in a record, and an array (batch, bytes)
+    in each block."""
 
     places: list[tuple[int, int]]
     blocks: list[list[np.ndarray]]
 
     @classmethod
     def of(cls, layout: Layout) -> "Blocks":
-        places = [(layout.offsets[field.builder, field.name], field.bytes) for field in layout.fields]
-        return cls(places, [[np.zeros((BATCH, size), np.uint8) for _, size in places] for _ in range(BLOCKS)])
+        places = [
+            (layout.offsets[field.builder, field.name], field.bytes) for field in layout.fields
+        ]
+        return cls(
+            places,
+            [[np.zeros((BATCH, size), np.uint8) for _, size in places] for _ in range(BLOCKS)],
+        )
 
     def put(self, batch: int, position: int, record: Any) -> None:
         values = np.frombuffer(record, np.uint8)
@@ -94,7 +115,11 @@ def reader_of(row: Callable[[int], Any], layout: Layout, threads: int = THREADS)
     def read(order: np.ndarray) -> None:
         for batch, start in enumerate(range(0, len(order), BATCH)):
             indices = list(enumerate(order[start : start + BATCH].tolist()))
-            list(pool.map(fill, [batch] * threads, [indices[thread::threads] for thread in range(threads)]))
+            list(
+                pool.map(
+                    fill, [batch] * threads, [indices[thread::threads] for thread in range(threads)]
+                )
+            )
 
     return read
 
@@ -133,7 +158,9 @@ def grain(folder: Path, records: Sequence[bytes], count: int, layout: Layout) ->
 
         def read(order: np.ndarray) -> None:  # its own threads read a batch
             for batch, start in enumerate(range(0, len(order), BATCH)):
-                for position, record in enumerate(source.__getitems__(order[start : start + BATCH].tolist())):
+                for position, record in enumerate(
+                    source.__getitems__(order[start : start + BATCH].tolist())
+                ):
                     blocks.put(batch, position, record)
 
         return read
@@ -142,7 +169,7 @@ def grain(folder: Path, records: Sequence[bytes], count: int, layout: Layout) ->
 
 
 def mds(folder: Path, records: Sequence[bytes], count: int, layout: Layout) -> Opener:
-    import convoy.torchvision_cpu  # noqa: F401  # streaming imports torchvision
+    import convoy.navsim.torchvision_cpu  # noqa: F401  # streaming imports torchvision
 
     # isort: split
     from streaming import MDSWriter, StreamingDataset
@@ -151,7 +178,9 @@ def mds(folder: Path, records: Sequence[bytes], count: int, layout: Layout) -> O
     with MDSWriter(out=str(folder), columns={"record": "bytes"}, size_limit=limit) as writer:
         for number in range(count):
             writer.write({"record": records[number % len(records)]})
-    data = StreamingDataset(local=str(folder), shuffle=False, batch_size=1)  # opens its files for each item
+    data = StreamingDataset(
+        local=str(folder), shuffle=False, batch_size=1
+    )  # opens its files for each item
     return lambda: reader_of(lambda index: data[index]["record"], layout)
 
 
@@ -167,7 +196,9 @@ def litdata(folder: Path, records: Sequence[bytes], count: int, layout: Layout) 
 
     def open_reader() -> Reader:
         data = StreamingDataset(str(folder), shuffle=False)
-        return reader_of(lambda index: data[index], layout, threads=1)  # its items may not be read from threads
+        return reader_of(
+            lambda index: data[index], layout, threads=1
+        )  # its items may not be read from threads
 
     return open_reader
 
@@ -227,7 +258,8 @@ def forget(folder: Path) -> None:
 
 
 def weight(name: str, seen: set[str] | None = None) -> tuple[int, int]:
-    """Installed bytes of a distribution and of all that it needs beyond what a training has anyway, and how many."""
+    """Installed bytes of a distribution and of all that it needs beyond what a training has anyway,
+    and how many."""
     seen = set() if seen is None else seen
     key = re.sub(r"[-_.]+", "-", name).lower()
     if key in seen or key in PROVIDED:
@@ -249,7 +281,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where the data is written (default: a temporary folder)")
+    parser.add_argument(
+        "--folder", type=Path, help="where the data is written (default: a temporary folder)"
+    )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     count = args.samples // (FILES * BATCH) * FILES * BATCH
@@ -268,7 +302,9 @@ def main() -> None:
             else:
                 openers[name] = installed[name][1](folder, records, count, layout)
         os.sync()
-        rates: dict[str, dict[str, list[float]]] = {name: {"cold": [], "warm": []} for name in openers}
+        rates: dict[str, dict[str, list[float]]] = {
+            name: {"cold": [], "warm": []} for name in openers
+        }
         costs: dict[str, list[float]] = {name: [] for name in openers}
         for number in range(args.rounds):
             order = np.random.default_rng(number).permutation(count)
@@ -283,28 +319,41 @@ def main() -> None:
                         costs[name].append((time.process_time() - worked) / count * 1e6)
                 del read
                 gc.collect()
-    medians = {name: {state: statistics.median(found) for state, found in of.items()} for name, of in rates.items()}
+    medians = {
+        name: {state: statistics.median(found) for state, found in of.items()}
+        for name, of in rates.items()
+    }
     ours = medians[PLAIN]
-    slower = {name: {state: ours[state] / of[state] for state in of} for name, of in medians.items()}
+    slower = {
+        name: {state: ours[state] / of[state] for state in of} for name, of in medians.items()
+    }
     cost = {name: statistics.median(found) for name, found in costs.items()}
     weights = {name: weight(side[0]) for name, side in installed.items()}
     rows = [
-        [name, of["warm"], slower[name]["warm"], of["cold"], slower[name]["cold"], cost[name],
-         f"{weights[name][0] / 1e6:.0f} MB, {weights[name][1]}" if name in weights else "0"]
+        [
+            name,
+            of["warm"],
+            slower[name]["warm"],
+            of["cold"],
+            slower[name]["cold"],
+            cost[name],
+            f"{weights[name][0] / 1e6:.0f} MB, {weights[name][1]}" if name in weights else "0",
+        ]
         for name, of in medians.items()
-    ]  # fmt: skip
+    ]
     record = {
         "benchmark": "data_formats",
         "arguments": {key: str(value) for key, value in vars(args).items()},
         "samples_per_s": rates,
         "times_slower_than_convoys": slower,
         "processor_us_per_warm_sample": cost,
-        "weight": {name: {"bytes": size, "packages": packages} for name, (size, packages) in weights.items()},
+        "weight": {
+            name: {"bytes": size, "packages": packages}
+            for name, (size, packages) in weights.items()
+        },
         "versions": {side[0]: importlib.metadata.version(side[0]) for side in installed.values()},
     }
-    title = (
-        f"samples/s of random batches of {BATCH} x {len(records[0]) / 1e3:.0f} kB, {count} samples, {THREADS} threads"
-    )
+    title = f"samples/s of random batches of {BATCH} x {len(records[0]) / 1e3:.0f} kB, {count} samples, {THREADS} threads"
     columns = (
         "",
         "page cache warm",

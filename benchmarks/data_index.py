@@ -1,4 +1,5 @@
-"""Time from opening a data set to knowing all of its samples: Convoy's manifest against NAVSIM's walk over the cache.
+"""Time from opening a data set to knowing all of its samples: Convoy's manifest against NAVSIM's
+walk over the cache.
 
 Files are empty or sparse: only the index is read, on both sides.
 
@@ -22,8 +23,17 @@ from report import print_report
 
 from convoy.data.cache import Builders, logs_in, scan
 from convoy.data.packing import probe
-from convoy.data.shard_loader import damaged_shards, split_of
-from convoy.data.shards import RECORDS_AT, SHARDS, Builder, Manifest, Shard, load_manifest, shard_path, write_manifest
+from convoy.data.shard_split import damaged_shards, split_of
+from convoy.data.shards import (
+    RECORDS_AT,
+    SHARDS,
+    Builder,
+    Manifest,
+    Shard,
+    load_manifest,
+    shard_path,
+    write_manifest,
+)
 
 LOGS = 1192  # of navtrain
 
@@ -40,7 +50,9 @@ def write_index(root: Path, samples: int) -> None:
         shards.append(Shard(f"log-{log:04d}", 0, layout, tokens, size, "0" * 64))
         with shard_path(root, shards[-1].name).open("wb") as file:
             file.truncate(shards[-1].bytes)
-    write_manifest(root, Manifest((Builder(FEATURE, "feature"), Builder(TARGET, "target")), {}, tuple(shards)))
+    write_manifest(
+        root, Manifest((Builder(FEATURE, "feature"), Builder(TARGET, "target")), {}, tuple(shards))
+    )
 
 
 def write_names(root: Path, samples: int) -> None:
@@ -74,7 +86,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where the files are written (default: a temporary folder)")
+    parser.add_argument(
+        "--folder", type=Path, help="where the files are written (default: a temporary folder)"
+    )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
@@ -94,7 +108,9 @@ def main() -> None:
                 seconds[name].append(time.perf_counter() - started)
         size = (shards / "manifest.json").stat().st_size
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    rows: list[list[Any]] = [[name, value, min(seconds[name]), max(seconds[name])] for name, value in medians.items()]
+    rows: list[list[Any]] = [
+        [name, value, min(seconds[name]), max(seconds[name])] for name, value in medians.items()
+    ]
     record = {
         "benchmark": "data_index",
         "arguments": {key: str(value) for key, value in vars(args).items()},
@@ -102,9 +118,7 @@ def main() -> None:
         "median_s": medians,
         "manifest_bytes": size,
     }
-    title = (
-        f"seconds to index {args.samples} samples of {LOGS} logs, directory entries in memory ({args.rounds} rounds)"
-    )
+    title = f"seconds to index {args.samples} samples of {LOGS} logs, directory entries in memory ({args.rounds} rounds)"
     print_report(title, ("", "median", "least", "most"), rows, record, args.json)
 
 

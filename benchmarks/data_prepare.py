@@ -1,9 +1,10 @@
-"""`convoy prepare` against what it replaces, with as many processes: from a gzip cache, reading that cache at all with
-NAVSIM's own function; from raw data, NAVSIM's run_dataset_caching.py.
+"""`convoy prepare` against what it replaces, with as many processes: from a gzip cache, reading
+that cache at all with NAVSIM's own function; from raw data, NAVSIM's run_dataset_caching.py.
 
     python benchmarks/data_prepare.py --samples 512 --raw-samples 512 --workers 2
 
-Rates are per process and second of work, without the time to start processes; seconds are of the whole command.
+Rates are per process and second of work, without the time to start processes; seconds are of the
+whole command.
 """
 
 import argparse
@@ -23,14 +24,14 @@ os.environ.setdefault("TQDM_DISABLE", "1")  # NAVSIM's bars
 from feature_cache import navsim_module, write_cache
 from report import print_report
 
-from convoy.agents.navsim import find_tree
 from convoy.data import pool
-from convoy.data.synthetic import write_raw
+from convoy.navsim.agents import find_tree
+from convoy.synthetic import write_raw
 
 AGENT = "transfuser_agent"
 SPLIT = ("train_test_split=mini", "train_test_split.scene_filter.frame_interval=1")
 # What makes torchvision importable beside a CPU build of torch, then NAVSIM's script as it is.
-RUN = "import convoy.torchvision_cpu, runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+RUN = "import convoy.navsim.torchvision_cpu, runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
 def read_only(cache: Path, log: str) -> tuple[int, float]:
@@ -51,7 +52,8 @@ def one_thread() -> None:
 
 
 def from_cache(folder: Path, samples: int, workers: int, rounds: int) -> dict[str, Any]:
-    """Rates per process: reading alone, and `convoy prepare` all in all; and of the latter's time the share by kind."""
+    """Rates per process: reading alone, and `convoy prepare` all in all; and of the latter's time
+    the share by kind."""
     cache = folder / "cache"
     gzip_bytes = write_cache(cache, samples, logs=4 * workers)
     logs = sorted(path.name for path in cache.iterdir())
@@ -83,16 +85,18 @@ def from_cache(folder: Path, samples: int, workers: int, rounds: int) -> dict[st
 
 
 def from_raw(folder: Path, samples: int, workers: int) -> dict[str, Any]:
-    """Both commands on a few samples and on many: their start-up, and what each sample more takes; and of Convoy's
-    processes the share by kind."""
-    from convoy.agents.navsim import write_random_backbone
+    """Both commands on a few samples and on many: their start-up, and what each sample more takes;
+    and of Convoy's processes the share by kind."""
+    from convoy.navsim.agents import write_random_backbone
 
     backbone = write_random_backbone("resnet34", folder / "backbone")
     sizes = (4 * workers, samples)
     navsim_s, convoy_s = [], []
     for size in sizes:
         raw = folder / f"raw-{size}"
-        write_raw(raw, size, logs=4 * workers, seed=0, split="mini", all_cameras=False, workers=workers)
+        write_raw(
+            raw, size, logs=4 * workers, seed=0, split="mini", all_cameras=False, workers=workers
+        )
         theirs, ours, record = both_from_raw(folder / str(size), raw, backbone, size, workers)
         navsim_s.append(theirs)
         convoy_s.append(ours)
@@ -117,10 +121,17 @@ def both_from_raw(
     """Seconds of NAVSIM's command and of Convoy's, and what the latter says of itself."""
     agent = [f"agent={AGENT}", f"+agent.config.image_architecture='local-dir:{backbone}'", *SPLIT]
     environment = {
-        "OPENSCENE_DATA_ROOT": str(raw), "NUPLAN_MAPS_ROOT": str(raw / "maps"), "NAVSIM_EXP_ROOT": str(folder / "exp"),
-        "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
-    }  # fmt: skip
-    processes = ["worker=single_machine_thread_pool", "worker.use_process_pool=true", f"worker.max_workers={workers}"]
+        "OPENSCENE_DATA_ROOT": str(raw),
+        "NUPLAN_MAPS_ROOT": str(raw / "maps"),
+        "NAVSIM_EXP_ROOT": str(folder / "exp"),
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+    }
+    processes = [
+        "worker=single_machine_thread_pool",
+        "worker.use_process_pool=true",
+        f"worker.max_workers={workers}",
+    ]
     script = find_tree() / "navsim/planning/script/run_dataset_caching.py"
     command = [sys.executable, "-c", RUN, str(script), *agent, *processes, "experiment_name=cache"]
     started = time.perf_counter()
@@ -132,32 +143,61 @@ def both_from_raw(
     return theirs, record["command_s"], record
 
 
-def prepare(out: Path, arguments: list[str], workers: int, environment: dict[str, str] | None = None) -> Any:
-    command = [sys.executable, "-m", "convoy.cli", "prepare", str(out), f"--workers={workers}", "--json", *arguments]
+def prepare(
+    out: Path, arguments: list[str], workers: int, environment: dict[str, str] | None = None
+) -> Any:
+    command = [
+        sys.executable,
+        "-m",
+        "convoy.commands.__main__",
+        "prepare",
+        str(out),
+        f"--workers={workers}",
+        "--json",
+        *arguments,
+    ]
     started = time.perf_counter()
-    done = subprocess.run(command, env=os.environ | (environment or {}), check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        command, env=os.environ | (environment or {}), check=True, stdout=subprocess.PIPE, text=True
+    )
     return json.loads(done.stdout) | {"command_s": time.perf_counter() - started}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=512, help="of the gzip cache")
-    parser.add_argument("--raw-samples", type=int, default=512, help="of the raw data; 0 leaves it out")
+    parser.add_argument(
+        "--raw-samples", type=int, default=512, help="of the raw data; 0 leaves it out"
+    )
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3, help="of reading and preparing the cache in turns")
-    parser.add_argument("--folder", type=Path, help="where the data is written (default: a temporary folder)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="of reading and preparing the cache in turns"
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="where the data is written (default: a temporary folder)"
+    )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         cache = from_cache(Path(folder), args.samples, args.workers, args.rounds)
         raw = from_raw(Path(folder), args.raw_samples, args.workers) if args.raw_samples else None
-    read, prepared = (statistics.median(cache[f"{what}_samples_per_s"]) for what in ("read", "prepare"))
+    read, prepared = (
+        statistics.median(cache[f"{what}_samples_per_s"]) for what in ("read", "prepare")
+    )
     rows = [
         ["from a cache: samples/s a process", read, prepared, cache["ratio_median"]],
-        ["  bytes a sample", round(cache["gzip_bytes_per_sample"]), cache["packed_bytes_per_sample"],
-         cache["packed_bytes_per_sample"] / cache["gzip_bytes_per_sample"]],
-        *[[f"  share of the time: {kind}", "", value, ""] for kind, value in cache["shares"].items() if kind != "all"],
-    ]  # fmt: skip
+        [
+            "  bytes a sample",
+            round(cache["gzip_bytes_per_sample"]),
+            cache["packed_bytes_per_sample"],
+            cache["packed_bytes_per_sample"] / cache["gzip_bytes_per_sample"],
+        ],
+        *[
+            [f"  share of the time: {kind}", "", value, ""]
+            for kind, value in cache["shares"].items()
+            if kind != "all"
+        ],
+    ]
     if raw is not None:
         rows += [
             [
@@ -168,7 +208,9 @@ def main() -> None:
             ],
             *[
                 [f"  seconds for {size} samples", theirs, ours, ours / theirs]
-                for size, theirs, ours in zip(raw["samples"], raw["navsim_s"], raw["convoy_s"], strict=True)
+                for size, theirs, ours in zip(
+                    raw["samples"], raw["navsim_s"], raw["convoy_s"], strict=True
+                )
             ],
             *[
                 [f"  share of the time: {kind}", "", value, ""]
@@ -182,9 +224,7 @@ def main() -> None:
         "from_cache": cache,
         "from_raw": raw,
     }
-    title = (
-        f"convoy prepare, {args.workers} processes, {args.samples} samples from a cache, {args.raw_samples} from raw"
-    )
+    title = f"convoy prepare, {args.workers} processes, {args.samples} samples from a cache, {args.raw_samples} from raw"
     print_report(title, ("", "NAVSIM", "Convoy", "ratio"), rows, record, args.json)
 
 

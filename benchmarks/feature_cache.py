@@ -1,7 +1,9 @@
-"""What the data benchmarks read: a gzip cache of TransFuser samples that compress like real ones, and NAVSIM's dataset.
+"""What the data benchmarks read: a gzip cache of TransFuser samples that compress like real ones,
+and NAVSIM's dataset.
 
-A real TransFuser sample takes 971 kB gzipped; those of `convoy synth` are drawn and take 57 kB. Here the camera is a
-smooth picture with noise, so that reading and decompressing cost what they cost on real data.
+A real TransFuser sample takes 971 kB gzipped; those of `convoy synth` are drawn and take 57 kB.
+Here the camera is a smooth picture with noise, so that reading and decompressing cost what they
+cost on real data.
 """
 
 import gzip
@@ -24,10 +26,13 @@ DISTINCT = 48  # samples; the others are copies of these under names of their ow
 
 
 def sample(number: int) -> dict[str, dict[str, torch.Tensor]]:
-    """Names, shapes, dtypes and value grids of NAVSIM's TransFuser builders; pure function of `number`."""
+    """Names, shapes, dtypes and value grids of NAVSIM's TransFuser builders; pure function of
+    `number`."""
     rng = np.random.default_rng(number)
     rows, columns = np.mgrid[0:256, 0:1024] / np.array([256, 1024])[:, None, None]
-    smooth = np.stack([110 + 60 * np.sin(6 * (rows * a + columns * b)) for a, b in rng.uniform(-1, 1, (3, 2))])
+    smooth = np.stack(
+        [110 + 60 * np.sin(6 * (rows * a + columns * b)) for a, b in rng.uniform(-1, 1, (3, 2))]
+    )
     camera = np.clip(smooth + rng.normal(0, NOISE, smooth.shape), 0, 255).astype(np.uint8)
     lidar = np.minimum(rng.poisson(0.12, (1, 256, 256)), 5).astype(np.float32) / 5
     classes = np.kron(rng.integers(0, 7, (16, 32)), np.ones((8, 8))).astype(np.float32)
@@ -47,14 +52,22 @@ def sample(number: int) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def write_cache(root: Path, samples: int, logs: int) -> int:
-    """Write `samples` samples evenly over `logs` logs in NAVSIM's format; returns the bytes of all."""
+    """Write `samples` samples evenly over `logs` logs in NAVSIM's format; returns the bytes of
+    all."""
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         files = list(pool.map(_encode, range(min(DISTINCT, samples))))
-        return sum(pool.map(lambda number: _write(root, number, logs, files[number % len(files)]), range(samples)))
+        return sum(
+            pool.map(
+                lambda number: _write(root, number, logs, files[number % len(files)]),
+                range(samples),
+            )
+        )
 
 
 def _encode(number: int) -> dict[str, bytes]:
-    return {name: gzip.compress(pickle.dumps(tensors), 1) for name, tensors in sample(number).items()}
+    return {
+        name: gzip.compress(pickle.dumps(tensors), 1) for name, tensors in sample(number).items()
+    }
 
 
 def _write(root: Path, number: int, logs: int, files: dict[str, bytes]) -> int:
@@ -82,8 +95,9 @@ def navsim_dataset(cache: Path, logs: Sequence[str]) -> Any:
 
 
 def navsim_module() -> types.ModuleType:
-    """navsim/planning/training/dataset.py, by itself: the names that it imports for its other class (SceneLoader and
-    the builders' base classes) are empty stand-ins, so that NAVSIM's many dependencies need not be there."""
+    """navsim/planning/training/dataset.py, by itself: the names that it imports for its other class
+    (SceneLoader and the builders' base classes) are empty stand-ins, so that NAVSIM's many
+    dependencies need not be there."""
     if (loaded := sys.modules.get("navsim_dataset")) is not None:
         return loaded
     for name, held in (

@@ -1,4 +1,5 @@
-"""Samples/s of `convoy.train` against a bare PyTorch DDP loop with the same agent, data and loader, in turn.
+"""Samples/s of `convoy.train` against a bare PyTorch DDP loop with the same agent, data and loader,
+in turn.
 
 python benchmarks/framework_overhead.py --processes 2            # CPU
 python benchmarks/framework_overhead.py --processes 1 --accelerator gpu --workers 14 --global-batch 64 --steps 200
@@ -14,7 +15,8 @@ from report import print_report
 
 
 def measure(size: Size, bare_first: bool) -> tuple[float, float]:
-    """(bare, convoy) samples/s; which goes first alternates, so that a drift of the machine's speed cancels out."""
+    """(bare, convoy) samples/s; which goes first alternates, so that a drift of the machine's speed
+    cancels out."""
     if bare_first:
         theirs = bare(size).samples_per_s
         return theirs, convoy(size).samples_per_s
@@ -30,19 +32,30 @@ def main() -> None:
     parser.add_argument("--global-batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=200, help="optimiser steps of each run")
     parser.add_argument("--samples", type=int, default=640)
-    parser.add_argument("--rounds", type=int, default=8, help="pairs of runs; the median ratio counts")
+    parser.add_argument(
+        "--rounds", type=int, default=8, help="pairs of runs; the median ratio counts"
+    )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
         cache = write_cache(Path(folder) / "cache", args.samples, 8)
-        size = Size(cache, args.global_batch, args.steps, args.processes, args.workers, args.accelerator)
+        size = Size(
+            cache, args.global_batch, args.steps, args.processes, args.workers, args.accelerator
+        )
         pairs = [measure(size, bare_first=number % 2 == 0) for number in range(args.rounds)]
     ratios = [ours / theirs for theirs, ours in pairs]
     rows = [
-        (f"round {number}", *pair, ratio) for number, (pair, ratio) in enumerate(zip(pairs, ratios, strict=True), 1)
+        (f"round {number}", *pair, ratio)
+        for number, (pair, ratio) in enumerate(zip(pairs, ratios, strict=True), 1)
     ]
-    rows.append(("median", *(statistics.median(side) for side in zip(*pairs, strict=True)), statistics.median(ratios)))
+    rows.append(
+        (
+            "median",
+            *(statistics.median(side) for side in zip(*pairs, strict=True)),
+            statistics.median(ratios),
+        )
+    )
     record = {
         "benchmark": "framework_overhead",
         "arguments": vars(args),

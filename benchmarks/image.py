@@ -1,13 +1,14 @@
-"""What running from the image costs, against the same packages outside of it; and what the image's size is made of.
+"""What running from the image costs, against the same packages outside of it; and what the image's
+size is made of.
 
-    make image && python benchmarks/image.py
-    python benchmarks/image.py --apptainer "testbed/apptainer apptainer"     # Apptainer in a container
+    make image && python benchmarks/image.py python benchmarks/image.py --apptainer
+    "testbed/apptainer apptainer"     # Apptainer in a container
 
-Outside is the environment that runs this. "First" is in a container that was just started: its mount has nothing in
-its cache yet; "again" is the second time in the same container.
+Outside is the environment that runs this. "First" is in a container that was just started: its
+mount has nothing in its cache yet; "again" is the second time in the same container.
 
-Each figure is a process's whole life, measured from inside the container where it runs in one, so that starting a
-container is a line of its own.
+Each figure is a process's whole life, measured from inside the container where it runs in one, so
+that starting a container is a line of its own.
 """
 
 import argparse
@@ -51,12 +52,21 @@ print(json.dumps(sizes.most_common()))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--image", type=Path, default=Path("build/convoy.sif"))
-    parser.add_argument("--apptainer", default="apptainer", help="how it is called here (default: %(default)s)")
+    parser.add_argument(
+        "--apptainer", default="apptainer", help="how it is called here (default: %(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
 
-    inside = [*shlex.split(args.apptainer), "exec", "--containall", "--no-home", "--pwd=/", str(args.image)]
+    inside = [
+        *shlex.split(args.apptainer),
+        "exec",
+        "--containall",
+        "--no-home",
+        "--pwd=/",
+        str(args.image),
+    ]
     folder = Path(sys.executable).parent
     outside = {name: [str(folder / program), *rest] for name, (program, *rest) in PROGRAMS.items()}
 
@@ -78,18 +88,27 @@ def main() -> None:
         startup[name] = {
             "outside_s": [theirs[name] for theirs, _, _ in pairs],
             "inside_s": [ours[name] for _, ours, _ in pairs],
-            "ratio_median": statistics.median(ours[name] / theirs[name] for theirs, ours, _ in pairs),
+            "ratio_median": statistics.median(
+                ours[name] / theirs[name] for theirs, ours, _ in pairs
+            ),
         }
     start = statistics.median(rest for _, _, rest in pairs)
     packages = dict(json.loads(output(*inside, "python", "-c", WEIGHTS)))
 
     rows = [
-        (name, statistics.median(sides["outside_s"]), statistics.median(sides["inside_s"]), sides["ratio_median"])
+        (
+            name,
+            statistics.median(sides["outside_s"]),
+            statistics.median(sides["inside_s"]),
+            sides["ratio_median"],
+        )
         for name, sides in startup.items()
     ]
     rows.append(("start of a container", "", start, ""))
     rows.append((f"size of {args.image.name}, GB", "", args.image.stat().st_size / 1e9, ""))
-    rows += [(f"  {name}, GB unpacked", "", size / 1e9, "") for name, size in list(packages.items())[:10]]
+    rows += [
+        (f"  {name}, GB unpacked", "", size / 1e9, "") for name, size in list(packages.items())[:10]
+    ]
     record = {
         "benchmark": "image",
         "arguments": vars(args) | {"image": str(args.image)},

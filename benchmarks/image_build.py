@@ -1,12 +1,13 @@
 """`make image` from nothing and after a change under src/, compressed with zstd and with gzip.
 
-    python benchmarks/image_build.py --variant cuda
-    python benchmarks/image_build.py --builder testbed/apptainer -- --base build/base.tar --ca build/ca.pem
+    python benchmarks/image_build.py --variant cuda python benchmarks/image_build.py --builder
+    testbed/apptainer -- --base build/base.tar --ca build/ca.pem
 
-Builds in a clone under build/, so that the checkout's own image and kept dependencies stay. Downloads are in the time.
-A build deletes what it unpacked, and for a minute after so many files were deleted ext4 takes two to three times as
-long to create new ones (fs/ext4/ialloc.c, recently_deleted), so the benchmark waits that long before each.
-What follows `--` goes to image/build_image.py.
+Builds in a clone under build/, so that the checkout's own image and kept dependencies stay.
+Downloads are in the time. A build deletes what it unpacked, and for a minute after so many files
+were deleted ext4 takes two to three times as long to create new ones (fs/ext4/ialloc.c,
+recently_deleted), so the benchmark waits that long before each. What follows `--` goes to
+image/build_image.py.
 """
 
 import argparse
@@ -27,7 +28,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variant", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--compressions", default="zstd,gzip")
-    parser.add_argument("--builder", default="", help="command that runs its arguments where Apptainer is")
+    parser.add_argument(
+        "--builder", default="", help="command that runs its arguments where Apptainer is"
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("options", nargs="*", help="of image/build_image.py")
     args = parser.parse_args()
@@ -41,12 +44,26 @@ def main() -> None:
     image = clone / "build" / "convoy.sif"
 
     def build(compression: str, *options: str) -> float:
-        command = ["python3", str(clone / "image/build_image.py"), "apptainer", f"--variant={args.variant}"]
-        command += [f"--compression={compression}", f"--output={image}", f"--cache={clone}/build/cache", *options]
+        command = [
+            "python3",
+            str(clone / "image/build_image.py"),
+            "apptainer",
+            f"--variant={args.variant}",
+        ]
+        command += [
+            f"--compression={compression}",
+            f"--output={image}",
+            f"--cache={clone}/build/cache",
+            *options,
+        ]
         os.sync()
         time.sleep(SETTLE_S)
         began = time.monotonic()
-        subprocess.run([*shlex.split(args.builder), *command, *args.options], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [*shlex.split(args.builder), *command, *args.options],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         return time.monotonic() - began
 
     builds = {}
@@ -55,7 +72,11 @@ def main() -> None:
         size = image.stat().st_size
         with (clone / "src/convoy/__init__.py").open("a") as source:
             source.write(f"# as if edited: {compression}\n")
-        builds[compression] = {"cold_s": cold, "after_src_change_s": build(compression), "image_bytes": size}
+        builds[compression] = {
+            "cold_s": cold,
+            "after_src_change_s": build(compression),
+            "image_bytes": size,
+        }
     shutil.rmtree(clone, ignore_errors=True)
     rows = [
         (name, result["cold_s"], result["after_src_change_s"], result["image_bytes"] / 1e9)

@@ -15,7 +15,8 @@ BENCHMARKS = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Size:
-    """What both sides train on; `steps` optimiser steps, the rate taken over windows of `window` steps."""
+    """What both sides train on; `steps` optimiser steps, the rate taken over windows of `window`
+    steps."""
 
     cache: Path
     global_batch: int
@@ -28,7 +29,8 @@ class Size:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds from starting torchrun to the end of the first optimiser step; samples/s after the first window."""
+    """Seconds from starting torchrun to the end of the first optimiser step; samples/s after the
+    first window."""
 
     first_step: float
     samples_per_s: float
@@ -36,9 +38,17 @@ class Timing:
 
 def write_cache(folder: Path, samples: int, logs: int, seed: int = 0) -> Path:
     """Synthetic data, made by Convoy's own command."""
-    arguments = ["synth", str(folder), "--samples", str(samples), "--logs", str(logs), f"--seed={seed}"]
+    arguments = [
+        "synth",
+        str(folder),
+        "--samples",
+        str(samples),
+        "--logs",
+        str(logs),
+        f"--seed={seed}",
+    ]
     subprocess.run(
-        [sys.executable, "-m", "convoy.cli", *arguments],
+        [sys.executable, "-m", "convoy.commands.__main__", *arguments],
         check=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -49,10 +59,16 @@ def write_cache(folder: Path, samples: int, logs: int, seed: int = 0) -> Path:
 def bare(size: Size) -> Timing:
     """Plain PyTorch."""
     arguments = [
-        str(BENCHMARKS / "bare_ddp.py"), str(size.cache), f"--global-batch={size.global_batch}",
-        f"--steps={size.steps}", f"--window={size.window}", f"--workers={size.workers}",
-        f"--accelerator={size.accelerator}", "--val-logs", *_held_out(size.cache),
-    ]  # fmt: skip
+        str(BENCHMARKS / "bare_ddp.py"),
+        str(size.cache),
+        f"--global-batch={size.global_batch}",
+        f"--steps={size.steps}",
+        f"--window={size.window}",
+        f"--workers={size.workers}",
+        f"--accelerator={size.accelerator}",
+        "--val-logs",
+        *_held_out(size.cache),
+    ]
     started = time.time()
     record = json.loads(torchrun(size.processes, arguments).splitlines()[-1])
     return Timing(record["first_step"] - started, record["samples_per_s"])
@@ -64,14 +80,22 @@ def convoy(size: Size) -> Timing:
         held_out = _held_out(size.cache)
         train = sorted(path.name for path in size.cache.iterdir() if path.name not in held_out)
         arguments = [
-            "-m", "convoy.train", f"cache_path={size.cache}", f"run_dir={folder}/run",
+            "-m",
+            "convoy.launch.rank",
+            f"cache_path={size.cache}",
+            f"run_dir={folder}/run",
             f"global_batch={size.global_batch}",
-            f"train_logs=[{','.join(train)}]", f"val_logs=[{','.join(held_out)}]",
-            f"dataloader.params.num_workers={size.workers}", "dataloader.params.batch_size=4096",
-            f"trainer.params.accelerator={size.accelerator}", "trainer.params.precision=32-true",
-            f"trainer.params.log_every_n_steps={size.window}", "trainer.params.check_val_every_n_epoch=1000000",
-            f"+trainer.params.max_steps={size.steps}", "trainer.params.max_epochs=1000000",
-        ]  # fmt: skip
+            f"train_logs=[{','.join(train)}]",
+            f"val_logs=[{','.join(held_out)}]",
+            f"dataloader.params.num_workers={size.workers}",
+            "dataloader.params.batch_size=4096",
+            f"trainer.params.accelerator={size.accelerator}",
+            "trainer.params.precision=32-true",
+            f"trainer.params.log_every_n_steps={size.window}",
+            "trainer.params.check_val_every_n_epoch=1000000",
+            f"+trainer.params.max_steps={size.steps}",
+            "trainer.params.max_epochs=1000000",
+        ]
         started = time.time()
         torchrun(size.processes, arguments)
         rate = json.loads((Path(folder) / "run/results.json").read_text())["samples_per_s"]
@@ -90,11 +114,21 @@ def _held_out(cache: Path) -> list[str]:
 
 
 def torchrun(processes: int, arguments: list[str]) -> str:
-    """Run one training to its end and return what it printed; the benchmark ends with its output when it fails."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    """Run one training to its end and return what it printed; the benchmark ends with its output
+    when it fails."""
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--local-addr=127.0.0.1",
+    ]
     environment = {"OMP_NUM_THREADS": "1"} | dict(os.environ) | {"PYTHONPATH": str(BENCHMARKS)}
     done = subprocess.run(
-        [*launcher, f"--nproc-per-node={processes}", *arguments], env=environment, text=True, capture_output=True
+        [*launcher, f"--nproc-per-node={processes}", *arguments],
+        env=environment,
+        text=True,
+        capture_output=True,
     )
     if done.returncode:
         sys.exit(f"{' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")

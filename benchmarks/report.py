@@ -1,4 +1,5 @@
-"""How benchmarks print: a table for people, JSON for scripts, and what it was measured on in both."""
+"""How benchmarks print: a table for people, JSON for scripts, and what it was measured on in
+both."""
 
 import json
 import os
@@ -26,7 +27,11 @@ def machine() -> dict[str, Any]:
 
 
 def print_report(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], record: dict[str, Any], as_json: bool
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    record: dict[str, Any],
+    as_json: bool,
 ):
     """Print `rows` under `columns`, or `record` with the machine's description as JSON."""
     described = record | {"machine": machine()}
@@ -38,4 +43,7 @@ def print_report(
         table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
     console = Console(width=None if os.isatty(1) else 120)
     console.print(table)
-    console.print(", ".join(f"{key} {value}" for key, value in described["machine"].items() if value), highlight=False)
+    console.print(
+        ", ".join(f"{key} {value}" for key, value in described["machine"].items() if value),
+        highlight=False,
+    )

@@ -1,5 +1,5 @@
-"""Time to the first optimiser step from starting torchrun, against a bare script that imports torch and Lightning;
-and the time of host commands against the bare interpreter.
+"""Time to the first optimiser step from starting torchrun, against a bare script that imports torch
+and Lightning; and the time of host commands against the bare interpreter.
 
     python benchmarks/startup.py --processes 2
 """
@@ -44,7 +44,9 @@ def main() -> None:
     commands = {}
     for name, *arguments in HOST_COMMANDS:
         command = [str(Path(sys.executable).parent / name), *arguments]
-        commands[" ".join((name, *arguments))] = statistics.median(seconds(command) for _ in range(args.rounds))
+        commands[" ".join((name, *arguments))] = statistics.median(
+            seconds(command) for _ in range(args.rounds)
+        )
     rows += [(name, python, took, took / python) for name, took in commands.items()]
     record = {
         "benchmark": "startup",

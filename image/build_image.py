@@ -1,13 +1,18 @@
-"""Builds the image from Apptainer.def, or its twin from the Dockerfile: `make image`, `make docker`.
+"""Builds the image from Apptainer.def, or its twin from the Dockerfile: `make image`, `make
+docker`.
 
-Standard library and git only, besides the builder itself. Apptainer has no layers, so the dependencies are kept as an
-image of their own, named by a digest of all that goes into them.
+Standard library and git only, besides the builder itself. Apptainer has no layers, so the
+dependencies are kept as an image of their own, named by a digest of all that goes into them.
 """
 
 import sys
 
 if sys.version_info < (3, 11):
-    sys.exit("image: building takes Python 3.11 or newer, but this is " + sys.version.split()[0] + ": make PYTHON=…")
+    sys.exit(
+        "image: building takes Python 3.11 or newer, but this is "
+        + sys.version.split()[0]
+        + ": make PYTHON=…"
+    )
 
 import argparse
 import contextlib
@@ -29,9 +34,19 @@ from diagnosis import explain
 from lock import ROOT
 
 PASSED_ON = (
-    "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_TRUSTED_HOST", "PIP_DEFAULT_TIMEOUT", "PIP_RETRIES",
-    "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
-)  # fmt: skip
+    "PIP_INDEX_URL",
+    "PIP_EXTRA_INDEX_URL",
+    "PIP_FIND_LINKS",
+    "PIP_TRUSTED_HOST",
+    "PIP_DEFAULT_TIMEOUT",
+    "PIP_RETRIES",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+)
 COMPRESSION = {"zstd": "-comp zstd -Xcompression-level 3", "gzip": "-comp gzip"}
 # What Apptainer unpacks in its temporary directory, and the image itself; measured, and rounded up.
 SCRATCH_GB = {"cpu": 6, "cuda": 20}
@@ -44,8 +59,8 @@ class BuildError(Exception):
 
 @contextlib.contextmanager
 def secrets(options: argparse.Namespace) -> Iterator[Path]:
-    """A folder `secrets` for the build alone, with `ca` and `mirrors`. A local folder of wheels is served meanwhile: no
-    container could see it otherwise."""
+    """A folder `secrets` for the build alone, with `ca` and `mirrors`. A local folder of wheels is
+    served meanwhile: no container could see it otherwise."""
     values = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
     if options.apt_mirror:
         values["APT_MIRROR"] = options.apt_mirror
@@ -55,7 +70,9 @@ def secrets(options: argparse.Namespace) -> Iterator[Path]:
         wheels = values.get("PIP_FIND_LINKS", "")
         if wheels and Path(wheels).is_dir():
             values["PIP_FIND_LINKS"] = stack.enter_context(served(Path(wheels)))
-        (folder / "mirrors").write_text("".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items()))
+        (folder / "mirrors").write_text(
+            "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
+        )
         (folder / "ca").write_bytes(options.ca.read_bytes() if options.ca else b"")
         yield folder
 
@@ -68,7 +85,9 @@ def served(folder: Path) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/"
@@ -77,14 +96,21 @@ def served(folder: Path) -> Iterator[str]:
 
 
 def execute(command: list[str | Path], log: Path, environment: dict[str, str], disk: Path) -> None:
-    """Runs the builder, its output shown and kept in `log`. Raises BuildError with the reason in plain words."""
+    """Runs the builder, its output shown and kept in `log`. Raises BuildError with the reason in
+    plain words."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
         try:
             process = subprocess.Popen(
-                command, cwd=ROOT, env=os.environ | environment,
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-            )  # fmt: skip
+                command,
+                cwd=ROOT,
+                env=os.environ | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+            )
         except FileNotFoundError:
             raise BuildError(f"{command[0]} is not installed here") from None
         for line in process.stdout:
@@ -95,8 +121,13 @@ def execute(command: list[str | Path], log: Path, environment: dict[str, str], d
             return
     output = log.read_text(errors="replace")
     last = [line for line in output.splitlines() if line.strip()][-1:] or ["no output"]
-    free = ", ".join(f"{shutil.disk_usage(path).free / 1e9:.1f} GB free in {path}" for path in dict.fromkeys((disk, log.parent)))
-    raise BuildError(f"{explain(output) or f'{command[0]} failed: {last[0]}'}\n  {free}; the whole output: {log}")
+    free = ", ".join(
+        f"{shutil.disk_usage(path).free / 1e9:.1f} GB free in {path}"
+        for path in dict.fromkeys((disk, log.parent))
+    )
+    raise BuildError(
+        f"{explain(output) or f'{command[0]} failed: {last[0]}'}\n  {free}; the whole output: {log}"
+    )
 
 
 def build_apptainer(options: argparse.Namespace, inputs: Inputs) -> None:
@@ -123,20 +154,44 @@ def build_apptainer(options: argparse.Namespace, inputs: Inputs) -> None:
             partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
             print(f"{title} -> {target} (output: {log})", flush=True)
             began = time.monotonic()
-            named = [f"--build-arg={name}={value}" for name, value in (inputs.arguments | arguments).items()]
+            named = [
+                f"--build-arg={name}={value}"
+                for name, value in (inputs.arguments | arguments).items()
+            ]
             test = [] if "convoy" in arguments["steps"] else ["--notest"]
             try:
                 execute(
-                    ["apptainer", "build", "--force", *test, bind, squashfs, *named, partial, "Apptainer.def"],
-                    log, {"SOURCE_DATE_EPOCH": inputs.commit_time, "APPTAINER_TMPDIR": str(scratch)}, scratch,
-                )  # fmt: skip
+                    [
+                        "apptainer",
+                        "build",
+                        "--force",
+                        *test,
+                        bind,
+                        squashfs,
+                        *named,
+                        partial,
+                        "Apptainer.def",
+                    ],
+                    log,
+                    {"SOURCE_DATE_EPOCH": inputs.commit_time, "APPTAINER_TMPDIR": str(scratch)},
+                    scratch,
+                )
                 partial.replace(target)
             finally:
                 partial.unlink(missing_ok=True)
-            print(f"{target}: {target.stat().st_size / 1e9:.2f} GB in {time.monotonic() - began:.0f} s", flush=True)
+            print(
+                f"{target}: {target.stat().st_size / 1e9:.2f} GB in {time.monotonic() - began:.0f} "
+                "s",
+                flush=True,
+            )
 
         if options.fresh or not dependencies.exists():
-            build(dependencies, f"{inputs.variant} dependencies", steps="dependencies", **bootstrap(inputs.base))
+            build(
+                dependencies,
+                f"{inputs.variant} dependencies",
+                steps="dependencies",
+                **bootstrap(inputs.base),
+            )
             for old in options.cache.glob(f"dependencies-{inputs.variant}-*.sif"):
                 if old != dependencies:
                     old.unlink()
@@ -145,20 +200,26 @@ def build_apptainer(options: argparse.Namespace, inputs: Inputs) -> None:
 
 
 def bootstrap(base: str | None) -> dict[str, str]:
-    """How Apptainer is told of a base: docker save's archive, a SIF, a root file system, or a registry's image."""
+    """How Apptainer is told of a base: docker save's archive, a SIF, a root file system, or a
+    registry's image."""
     if base is None:
         return {}
     if not Path(base).exists():
         return {"bootstrap": "docker", "base": base}
     archive = Path(base).is_file() and base.endswith((".tar", ".tar.gz"))
-    return {"bootstrap": "docker-archive" if archive else "localimage", "base": str(Path(base).absolute())}
+    return {
+        "bootstrap": "docker-archive" if archive else "localimage",
+        "base": str(Path(base).absolute()),
+    }
 
 
 def check_space(folder: Path, needed: int, advice: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free / 1e9
     if free < needed:
-        raise BuildError(f"{folder} has {free:.1f} GB left, and the build takes {needed} GB there: {advice}")
+        raise BuildError(
+            f"{folder} has {free:.1f} GB left, and the build takes {needed} GB there: {advice}"
+        )
 
 
 def build_docker(options: argparse.Namespace, inputs: Inputs) -> None:
@@ -172,11 +233,22 @@ def build_docker(options: argparse.Namespace, inputs: Inputs) -> None:
     print(f"Docker image -> {tag} (output: {log})", flush=True)
     with secrets(options) as secret:
         execute(
-            [options.docker, "build", "--tag", tag, "--file", "Dockerfile", *options.docker_flags.split(),
-             *(f"--secret=id={path.name},src={path}" for path in sorted(secret.iterdir())),
-             *(f"--build-arg={name}={value}" for name, value in arguments.items()), BUILD / "docker"],
-            log, {"DOCKER_BUILDKIT": "1", "BUILDKIT_PROGRESS": "plain"}, BUILD,
-        )  # fmt: skip
+            [
+                options.docker,
+                "build",
+                "--tag",
+                tag,
+                "--file",
+                "Dockerfile",
+                *options.docker_flags.split(),
+                *(f"--secret=id={path.name},src={path}" for path in sorted(secret.iterdir())),
+                *(f"--build-arg={name}={value}" for name, value in arguments.items()),
+                BUILD / "docker",
+            ],
+            log,
+            {"DOCKER_BUILDKIT": "1", "BUILDKIT_PROGRESS": "plain"},
+            BUILD,
+        )
     print(f"built {tag}: docker run --rm {tag} doctor")
 
 
@@ -184,14 +256,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("builder", choices=("apptainer", "docker"))
     parser.add_argument("--variant", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--base", help="instead of the recipe's: an image's name, archive, SIF or root file system")
+    parser.add_argument(
+        "--base", help="instead of the recipe's: an image's name, archive, SIF or root file system"
+    )
     parser.add_argument("--ca", type=Path, help="bundle of certificates for the build alone")
     parser.add_argument("--apt-mirror", help="Debian mirror for the build alone")
-    parser.add_argument("--extra", type=Path, help="requirements file, installed on top of the lock")
+    parser.add_argument(
+        "--extra", type=Path, help="requirements file, installed on top of the lock"
+    )
     parser.add_argument("--weights", type=Path, help="Hugging Face home to bake in")
     parser.add_argument("--compression", choices=tuple(COMPRESSION), default="zstd")
     parser.add_argument("--output", type=Path, default=BUILD / "convoy.sif")
-    parser.add_argument("--cache", type=Path, default=Path(os.environ.get("CONVOY_IMAGE_CACHE") or BUILD / "cache"))
+    parser.add_argument(
+        "--cache", type=Path, default=Path(os.environ.get("CONVOY_IMAGE_CACHE") or BUILD / "cache")
+    )
     parser.add_argument("--fresh", action="store_true", help="build all of it anew")
     parser.add_argument("--docker", default="docker", help="the program to call")
     parser.add_argument("--docker-flags", default="", help="more arguments of docker build")
@@ -203,7 +281,9 @@ def main() -> None:
             path = getattr(options, name)
             if path is not None and not path.exists():
                 raise BuildError(f"{name.upper()}={path} does not exist")
-        inputs = collect(BUILD / options.builder, options.variant, options.base, options.extra, options.weights)
+        inputs = collect(
+            BUILD / options.builder, options.variant, options.base, options.extra, options.weights
+        )
         {"apptainer": build_apptainer, "docker": build_docker}[options.builder](options, inputs)
     except (BuildError, CheckoutError) as error:
         sys.exit(f"image: {error}")

@@ -1,6 +1,8 @@
-"""Checks NAVSIM and nuplan-devkit out at the commits that sources.toml pins, and makes them importable: `make navsim`.
+"""Checks NAVSIM and nuplan-devkit out at the commits that sources.toml pins, and makes them
+importable: `make navsim`.
 
-They are used from their trees, unedited: a wheel built from NAVSIM holds no YAML. Standard library and git only.
+They are used from their trees, unedited: a wheel built from NAVSIM holds no YAML. Standard library
+and git only.
 """
 
 import argparse
@@ -32,7 +34,10 @@ class Source:
 
 def load_sources(path: Path) -> list[Source]:
     tables = tomllib.loads(path.read_text())
-    return [Source(name=name, **table | {"patterns": tuple(table["patterns"])}) for name, table in tables.items()]
+    return [
+        Source(name=name, **table | {"patterns": tuple(table["patterns"])})
+        for name, table in tables.items()
+    ]
 
 
 def git(*arguments: str | Path) -> str:
@@ -43,11 +48,15 @@ def git(*arguments: str | Path) -> str:
     environment |= {"LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
     stalled = ["-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=60"]
     try:
-        result = subprocess.run(["git", *stalled, *arguments], capture_output=True, text=True, env=environment)
+        result = subprocess.run(
+            ["git", *stalled, *arguments], capture_output=True, text=True, env=environment
+        )
     except FileNotFoundError:
         raise CheckoutError("git is not installed, and NAVSIM comes from git") from None
     if result.returncode:
-        fatal = [line for line in result.stderr.splitlines() if line.startswith(("fatal:", "error:"))]
+        fatal = [
+            line for line in result.stderr.splitlines() if line.startswith(("fatal:", "error:"))
+        ]
         raise CheckoutError((fatal or result.stderr.splitlines() or ["git failed"])[0])
     return result.stdout.strip()
 
@@ -60,7 +69,9 @@ def check_out(source: Source, folder: Path) -> None:
 
 
 def clone(source: Source, folder: Path) -> None:
-    unfinished = folder.with_name(f"{folder.name}.unfinished")  # what an interrupted clone leaves is no checkout
+    unfinished = folder.with_name(
+        f"{folder.name}.unfinished"
+    )  # what an interrupted clone leaves is no checkout
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         git("clone", "--quiet", "--filter=blob:none", "--no-checkout", source.url, unfinished)
@@ -70,7 +81,9 @@ def clone(source: Source, folder: Path) -> None:
         git("-C", unfinished, "sparse-checkout", "set", "--no-cone", *source.patterns)
         git("-C", unfinished, "checkout", "--quiet", "--detach", source.commit)
     except CheckoutError as error:
-        raise CheckoutError(f"{source.name}: {source.url} does not give commit {source.commit} ({error})") from None
+        raise CheckoutError(
+            f"{source.name}: {source.url} does not give commit {source.commit} ({error})"
+        ) from None
     unfinished.rename(folder)
 
 
@@ -80,11 +93,18 @@ def verify(source: Source, folder: Path) -> None:
         raise CheckoutError(f"{source.name}: {folder} is not a git checkout: {remedy}")
     head = git("-C", folder, "rev-parse", "HEAD")
     if head != source.commit:
-        raise CheckoutError(f"{source.name}: {folder} is at {head}, pinned is {source.commit}: {remedy}")
+        raise CheckoutError(
+            f"{source.name}: {folder} is at {head}, pinned is {source.commit}: {remedy}"
+        )
     changed = git("-C", folder, "status", "--porcelain").splitlines()
     if changed:
-        first, more = changed[0].split(maxsplit=1)[1], f" and {len(changed) - 1} more" if changed[1:] else ""
-        raise CheckoutError(f"{source.name}: {folder} is not as committed ({first}{more}): {remedy}")
+        first, more = (
+            changed[0].split(maxsplit=1)[1],
+            f" and {len(changed) - 1} more" if changed[1:] else "",
+        )
+        raise CheckoutError(
+            f"{source.name}: {folder} is not as committed ({first}{more}): {remedy}"
+        )
 
 
 def link(folders: list[Path], site_packages: Path) -> None:
@@ -99,7 +119,9 @@ def check_import(source: Source, folder: Path) -> None:
     found, expected = result.stdout.strip(), folder.resolve() / source.package
     if result.returncode or Path(found) != expected:
         reason = found or (result.stderr.splitlines() or ["no output"])[-1]
-        raise CheckoutError(f"{source.name}: import {source.package} does not give {expected} ({reason})")
+        raise CheckoutError(
+            f"{source.name}: import {source.package} does not give {expected} ({reason})"
+        )
 
 
 def main() -> None:
@@ -108,7 +130,9 @@ def main() -> None:
     parser.add_argument("--sources", type=Path, default=SOURCES)
     options = parser.parse_args()
     options.destination.mkdir(parents=True, exist_ok=True)
-    sources = {source: options.destination / source.name for source in load_sources(options.sources)}
+    sources = {
+        source: options.destination / source.name for source in load_sources(options.sources)
+    }
     try:
         for source, folder in sources.items():
             check_out(source, folder)

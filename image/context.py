@@ -13,7 +13,14 @@ from checkout import check_out, git, load_sources
 from lock import ROOT
 
 BUILD = ROOT / "build"
-DEPENDENCY_INPUTS = ("install.sh", "install.py", "environment.py", "checkout.py", "lock.py", "sources.toml")
+DEPENDENCY_INPUTS = (
+    "install.sh",
+    "install.py",
+    "environment.py",
+    "checkout.py",
+    "lock.py",
+    "sources.toml",
+)
 PACKAGE_INPUTS = ("src", "entrypoint", "pyproject.toml", "README.md", "image/runtime.sh")
 RECIPES = ("Apptainer.def", "Dockerfile")
 
@@ -34,12 +41,19 @@ class Inputs:
     @property
     def arguments(self) -> dict[str, str]:
         """What both recipes are told, in the names of Apptainer.def."""
-        return {"variant": self.variant, "commit": self.commit, "lock": self.lock, "navsim": self.navsim}
+        return {
+            "variant": self.variant,
+            "commit": self.commit,
+            "lock": self.lock,
+            "navsim": self.navsim,
+        }
 
 
-def collect(context: Path, variant: str, base: str | None, extra: Path | None, weights: Path | None) -> Inputs:
-    """Lays out `context` anew, from this checkout as it is. `extra` is a requirements file, `weights` a Hugging
-    Face home. Raises CheckoutError."""
+def collect(
+    context: Path, variant: str, base: str | None, extra: Path | None, weights: Path | None
+) -> Inputs:
+    """Lays out `context` anew, from this checkout as it is. `extra` is a requirements file,
+    `weights` a Hugging Face home. Raises CheckoutError."""
     shutil.rmtree(context, ignore_errors=True)
     dependencies, package = context / "dependencies", context / "convoy"
     lock_file = f"requirements/{variant}.txt"
@@ -48,7 +62,9 @@ def collect(context: Path, variant: str, base: str | None, extra: Path | None, w
     sources = load_sources(ROOT / "image" / "sources.toml")
     for source in sources:
         check_out(source, BUILD / source.name)
-        for path in git("-C", BUILD / source.name, "ls-files", "-z", "--", source.package, "LICENSE*").split("\0"):
+        for path in git(
+            "-C", BUILD / source.name, "ls-files", "-z", "--", source.package, "LICENSE*"
+        ).split("\0"):
             if (BUILD / source.name / path).is_file():  # a sparse checkout's index names more
                 copy(BUILD / source.name / path, dependencies / source.name / path)
     if extra:
@@ -57,14 +73,27 @@ def collect(context: Path, variant: str, base: str | None, extra: Path | None, w
         for path in weights.rglob("*"):
             if path.is_symlink() or path.is_file():
                 copy(path, dependencies / "convoy" / "weights" / path.relative_to(weights))
-    for path in git("-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--",
-                    *PACKAGE_INPUTS).split("\0"):  # fmt: skip
+    for path in git(
+        "-C",
+        ROOT,
+        "ls-files",
+        "-z",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+        "--",
+        *PACKAGE_INPUTS,
+    ).split("\0"):
         if path and (ROOT / path).exists():
             copy(ROOT / path, package / path)
     for folder in (context, *(path for path in context.rglob("*") if path.is_dir())):
         folder.chmod(0o755)
 
-    own = (*PACKAGE_INPUTS, *RECIPES, *(f"image/{name}" for name in (*DEPENDENCY_INPUTS, lock_file)))
+    own = (
+        *PACKAGE_INPUTS,
+        *RECIPES,
+        *(f"image/{name}" for name in (*DEPENDENCY_INPUTS, lock_file)),
+    )
     commit, commit_time = git("-C", ROOT, "log", "-1", "--format=%H %ct", "--", *own).split()
     if git("-C", ROOT, "status", "--porcelain", "--", *own):
         commit += "-dirty"
@@ -77,7 +106,9 @@ def collect(context: Path, variant: str, base: str | None, extra: Path | None, w
         lock=hashlib.sha256((ROOT / "image" / lock_file).read_bytes()).hexdigest(),
         navsim=next(source.commit for source in sources if source.name == "navsim"),
         dependencies=dependency_digest,
-        everything=digest(package, dependency_digest, *((ROOT / recipe).read_bytes() for recipe in RECIPES)),
+        everything=digest(
+            package, dependency_digest, *((ROOT / recipe).read_bytes() for recipe in RECIPES)
+        ),
     )
 
 
@@ -96,7 +127,10 @@ def digest(folder: Path, *more: str | bytes) -> str:
     total = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_symlink() or path.is_file()):
         content = os.readlink(path).encode() if path.is_symlink() else path.read_bytes()
-        total.update(f"{path.relative_to(folder)}\0{os.access(path, os.X_OK)}\0{len(content)}\0".encode() + content)
+        total.update(
+            f"{path.relative_to(folder)}\0{os.access(path, os.X_OK)}\0{len(content)}\0".encode()
+            + content
+        )
     for item in more:
         total.update(b"\0" + (item.encode() if isinstance(item, str) else item))
     return total.hexdigest()

@@ -1,7 +1,8 @@
 """Makes a virtual environment with the hash-locked requirements and Convoy itself: `make venv`.
 
-Standard library only, so that a Python, make and a package index are all it takes. The stamp that it leaves
-makes the next call return at once, until the lock, pyproject.toml or the interpreter change.
+Standard library only, so that a Python, make and a package index are all it takes. The stamp that
+it leaves makes the next call return at once, until the lock, pyproject.toml or the interpreter
+change.
 """
 
 import sys
@@ -11,7 +12,10 @@ def check_python(version: tuple) -> None:
     """First of all, in words that an old Python understands too."""
     if version not in ((3, 11), (3, 12)):
         found = ".".join(map(str, version))
-        sys.exit(f"Convoy needs Python 3.11 or 3.12, but {sys.executable} is {found}: make PYTHON=/path/to/python3.11")
+        sys.exit(
+            f"Convoy needs Python 3.11 or 3.12, but {sys.executable} is {found}: make "
+            "PYTHON=/path/to/python3.11"
+        )
 
 
 check_python(sys.version_info[:2])
@@ -34,14 +38,21 @@ def has_nvidia_driver() -> bool:
 
 def index_has(python: Path, name: str, version: str) -> bool:
     """Whether pip's sources have that version for this interpreter and platform."""
-    listing = subprocess.run([python, "-I", "-m", "pip", "index", "versions", name], capture_output=True, text=True)
+    listing = subprocess.run(
+        [python, "-I", "-m", "pip", "index", "versions", name], capture_output=True, text=True
+    )
     return version in listing.stdout.replace(",", " ").split()
 
 
 def choose_variant(
-    asked: str, installed: str | None, driver: bool, cpu_torch: str, has_cpu_torch: Callable[[], bool]
+    asked: str,
+    installed: str | None,
+    driver: bool,
+    cpu_torch: str,
+    has_cpu_torch: Callable[[], bool],
 ) -> tuple[str, str]:
-    """The set to install, and why. `has_cpu_torch` (slow: it asks the index) is called only where it decides."""
+    """The set to install, and why. `has_cpu_torch` (slow: it asks the index) is called only where
+    it decides."""
     if asked != "auto":
         return asked, "as asked"
     if driver:
@@ -62,7 +73,10 @@ def pip(python: Path, *arguments: str | Path) -> None:
     environment = os.environ | {"PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     command = [python, "-I", "-m", "pip", "install", *quiet, *arguments]
     if subprocess.run(command, env=environment).returncode:
-        sys.exit("pip could not install what is locked (its message is above); then run the same command again")
+        sys.exit(
+            "pip could not install what is locked (its message is above); then run the same "
+            "command again"
+        )
 
 
 def install_lock(python: Path, lock_file: Path) -> None:
@@ -71,7 +85,14 @@ def install_lock(python: Path, lock_file: Path) -> None:
         backend = Path(scratch, "backend.txt")
         backend.write_text(blocks(lock_file.read_text())["setuptools"])
         pip(python, "--require-hashes", "--no-deps", "--requirement", backend)
-    pip(python, "--require-hashes", "--no-build-isolation", "--use-pep517", "--requirement", lock_file)
+    pip(
+        python,
+        "--require-hashes",
+        "--no-build-isolation",
+        "--use-pep517",
+        "--requirement",
+        lock_file,
+    )
 
 
 def install_project(python: Path, root: Path) -> None:
@@ -95,15 +116,19 @@ def main() -> None:
     parser.add_argument("--variant", choices=("auto", "cpu", "cuda"), default="auto")
     options = parser.parse_args()
 
-    # The stamp's first line comes with the empty environment, variant and digest follow when all is installed. The path
-    # is in it because scripts in an environment hold theirs: a moved one is made anew.
+    # The stamp's first line comes with the empty environment, variant and digest follow when all is
+    # installed. The path is in it because scripts in an environment hold theirs: a moved one is
+    # made anew.
     python, stamp = options.path / "bin" / "python", options.path / "convoy.stamp"
     made = f"Python {sys.version_info.major}.{sys.version_info.minor} in {options.path.resolve()}"
     stamped = stamp.read_text().splitlines() if stamp.exists() and python.exists() else []
     if stamped[:1] != [made]:
         print(f"Making an environment: {made}", flush=True)
         if subprocess.run([sys.executable, "-m", "venv", "--clear", options.path]).returncode:
-            sys.exit("Python could not make a virtual environment (on Debian and Ubuntu: apt install python3-venv)")
+            sys.exit(
+                "Python could not make a virtual environment (on Debian and Ubuntu: apt install "
+                "python3-venv)"
+            )
         stamped = [made]
         stamp.write_text(made)
 

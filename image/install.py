@@ -1,7 +1,9 @@
-"""The Python steps of both recipes: install.sh runs them as root in the image, with the image's own Python.
+"""The Python steps of both recipes: install.sh runs them as root in the image, with the image's own
+Python.
 
-dependencies  the hash-locked set of a variant and a user's extra requirements, in /opt/convoy/venv; NAVSIM's link
-convoy        the package on top, and the manifest with the digest of what the image holds
+dependencies  the hash-locked set of a variant and a user's extra requirements, in /opt/convoy/venv;
+NAVSIM's link convoy        the package on top, and the manifest with the digest of what the image
+holds
 
 Nothing that they leave behind depends on when or where they ran.
 """
@@ -26,12 +28,18 @@ VENV = HOME / "venv"
 PYTHON = VENV / "bin" / "python"
 MANIFEST = HOME / "image.json"
 
-# Caches and logs, which hold times, and lists of packages that the next apt-get update brings anyway. None of the
-# folders that Apptainer shares with the host while it builds (/tmp, /var/tmp, the home directory) may ever be here.
+# Caches and logs, which hold times, and lists of packages that the next apt-get update brings
+# anyway. None of the folders that Apptainer shares with the host while it builds (/tmp, /var/tmp,
+# the home directory) may ever be here.
 LEFTOVERS = (
-    "var/cache/apt/*", "var/cache/debconf/*", "var/cache/ldconfig/*", "var/lib/apt/lists/*", "var/lib/dpkg/*-old",
-    "var/log/*", "etc/*-",
-)  # fmt: skip
+    "var/cache/apt/*",
+    "var/cache/debconf/*",
+    "var/cache/ldconfig/*",
+    "var/lib/apt/lists/*",
+    "var/lib/dpkg/*-old",
+    "var/log/*",
+    "etc/*-",
+)
 
 
 def dependencies(variant: str) -> None:
@@ -42,12 +50,23 @@ def dependencies(variant: str) -> None:
     if extra.exists():
         # The lock is a constraint: what it pins, an extra requirement cannot move.
         constraints = HOME / "constraints.txt"
-        constraints.write_text("".join(f"{name}=={version}\n" for name, version in installed_packages().items()))
+        constraints.write_text(
+            "".join(f"{name}=={version}\n" for name, version in installed_packages().items())
+        )
         pip(PYTHON, "--constraint", constraints, "--requirement", extra)
         constraints.unlink()
-    link([OPT / source.name for source in load_sources(HOME / "image" / "sources.toml")], site_packages())
+    link(
+        [OPT / source.name for source in load_sources(HOME / "image" / "sources.toml")],
+        site_packages(),
+    )
     (HOME / "weights").mkdir(exist_ok=True)  # where a Hugging Face home can be bound
-    compile_bytecode(sysconfig.get_path("stdlib"), "/usr/lib/python3", VENV, OPT / "navsim", OPT / "nuplan-devkit")
+    compile_bytecode(
+        sysconfig.get_path("stdlib"),
+        "/usr/lib/python3",
+        VENV,
+        OPT / "navsim",
+        OPT / "nuplan-devkit",
+    )
     open_to_every_user()
     # The package comes in the next step, so that its changes leave this one alone.
     for path in ("src", "entrypoint", "pyproject.toml", "README.md"):
@@ -61,11 +80,16 @@ def convoy(variant: str, commit: str) -> None:
     open_to_every_user()
 
     sys.path.insert(0, str(HOME / "src"))
-    from convoy.image_content import content_digest, lock_digest
+    from convoy.run.image import content_digest, lock_digest
 
-    sources = {source.name: source.commit for source in load_sources(HOME / "image" / "sources.toml")}
+    sources = {
+        source.name: source.commit for source in load_sources(HOME / "image" / "sources.toml")
+    }
     debian = subprocess.run(
-        ["dpkg-query", "--show", "--showformat=${Package}\t${Version}\n"], check=True, capture_output=True, text=True
+        ["dpkg-query", "--show", "--showformat=${Package}\t${Version}\n"],
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout
     manifest = {
         "variant": variant,
@@ -90,19 +114,31 @@ def installed_packages() -> dict[str, str]:
 
 
 def compile_bytecode(*folders: Path | str) -> None:
-    """Bytecode that is used whatever the sources' times say: a time that is clamped later would outdate it for ever in
-    a read-only image. Some packages ship files that no Python 3 compiles, so failures don't count."""
+    """Bytecode that is used whatever the sources' times say: a time that is clamped later would
+    outdate it for ever in a read-only image. Some packages ship files that no Python 3 compiles, so
+    failures don't count."""
     for folder in folders:
         for cache in Path(folder).rglob("__pycache__"):
             shutil.rmtree(cache)
-    command = [PYTHON, "-m", "compileall", "-qq", "-f", "-j0", "--invalidation-mode=unchecked-hash", *folders]
+    command = [
+        PYTHON,
+        "-m",
+        "compileall",
+        "-qq",
+        "-f",
+        "-j0",
+        "--invalidation-mode=unchecked-hash",
+        *folders,
+    ]
     subprocess.run(command, check=False)
 
 
 def open_to_every_user() -> None:
-    """Any uid runs the image, read-only: all is readable, nothing is setuid, and there are no leftovers. Modes are the
-    same wherever it was built."""
-    mounts = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}  # not the image's own
+    """Any uid runs the image, read-only: all is readable, nothing is setuid, and there are no
+    leftovers. Modes are the same wherever it was built."""
+    mounts = {
+        line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()
+    }  # not the image's own
     for pattern in LEFTOVERS:
         for path in Path("/").glob(pattern):
             if str(path) in mounts:
@@ -116,7 +152,9 @@ def open_to_every_user() -> None:
             folders[:] = [name for name in folders if f"{folder}/{name}" not in mounts]
             for path in (folder, *(f"{folder}/{name}" for name in files)):
                 mode = os.lstat(path).st_mode
-                if stat.S_ISLNK(mode) or mode & stat.S_ISVTX or path in mounts:  # links, and folders like /var/tmp
+                if (
+                    stat.S_ISLNK(mode) or mode & stat.S_ISVTX or path in mounts
+                ):  # links, and folders like /var/tmp
                     continue
                 wanted = 0o755 if mode & 0o111 else 0o644
                 if wanted != stat.S_IMODE(mode):  # in a layered file system each change is a copy

@@ -1,4 +1,5 @@
-"""Builds the image, then from nothing once more, and compares what the two hold: `make image-reproducible`."""
+"""Builds the image, then from nothing once more, and compares what the two hold: `make
+image-reproducible`."""
 
 import subprocess
 import sys
@@ -11,15 +12,19 @@ AGAIN = BUILD / "reproducible" / "again.sif"
 
 
 def build(*options: str) -> None:
-    if subprocess.run([sys.executable, Path(__file__).with_name("build_image.py"), "apptainer", *options]).returncode:
+    if subprocess.run(
+        [sys.executable, Path(__file__).with_name("build_image.py"), "apptainer", *options]
+    ).returncode:
         sys.exit(1)
 
 
 def inside(image: Path, *command: str) -> str:
     return subprocess.run(
         ["apptainer", "exec", "--containall", "--no-home", image, "convoy", "image", *command],
-        check=True, stdout=subprocess.PIPE, text=True,
-    ).stdout  # fmt: skip
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    ).stdout
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
-"""A real SLURM cluster in Docker containers: `up`, `down`, `run COMMAND…`. Standard library and the docker CLI only.
+"""A real SLURM cluster in Docker containers: `up`, `down`, `run COMMAND…`. Standard library and the
+docker CLI only.
 
-One container is the login node with the controller and the accounting database, the others are compute nodes with
-pretended GPUs. All see the checkout at its own path, and /scratch.
+One container is the login node with the controller and the accounting database, the others are
+compute nodes with pretended GPUs. All see the checkout at its own path, and /scratch.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCKER = os.environ.get("DOCKER", "docker")
 USER = "researcher"
 
-# Apptainer without root: user name spaces (SYS_ADMIN for the mounts of its FUSE helpers), /proc unmasked, /dev/fuse.
+# Apptainer without root: user name spaces (SYS_ADMIN for the mounts of its FUSE helpers), /proc
+# unmasked, /dev/fuse.
 APPTAINER = (
-    "--cap-add=SYS_ADMIN", "--security-opt=seccomp=unconfined", "--security-opt=apparmor=unconfined",
-    "--security-opt=systempaths=unconfined", "--device=/dev/fuse",
-)  # fmt: skip
+    "--cap-add=SYS_ADMIN",
+    "--security-opt=seccomp=unconfined",
+    "--security-opt=apparmor=unconfined",
+    "--security-opt=systempaths=unconfined",
+    "--device=/dev/fuse",
+)
 
 
 class TestbedError(Exception):
@@ -64,7 +69,8 @@ def node_names(count: int) -> tuple[str, ...]:
 
 
 def slurm_conf(cluster: Cluster) -> str:
-    """The whole slurm.conf; lines of `cluster.slurm_conf` come last and replace those of the same key."""
+    """The whole slurm.conf; lines of `cluster.slurm_conf` come last and replace those of the same
+    key."""
     nodes = ",".join(cluster.nodes)
     gres = f" Gres=gpu:l40s:{cluster.gpus}" if cluster.gpus else ""
     lines = [
@@ -103,8 +109,13 @@ def slurm_conf(cluster: Cluster) -> str:
         ]
     for index, partition in enumerate(cluster.partitions):
         default = "YES" if index == 0 else "NO"
-        lines.append(f"PartitionName={partition} Nodes=ALL Default={default} MaxTime=2-00:00:00 State=UP")
-    replaced = {line.split("=", 1)[0] for line in cluster.slurm_conf} - {"NodeName", "PartitionName"}
+        lines.append(
+            f"PartitionName={partition} Nodes=ALL Default={default} MaxTime=2-00:00:00 State=UP"
+        )
+    replaced = {line.split("=", 1)[0] for line in cluster.slurm_conf} - {
+        "NodeName",
+        "PartitionName",
+    }
     kept = [line for line in lines if line.split("=", 1)[0] not in replaced]
     return "\n".join([*kept, *cluster.slurm_conf]) + "\n"
 
@@ -118,7 +129,9 @@ def up(cluster: Cluster, base: str, target: str = "cluster") -> None:
         build(cluster.image, base, target)
     write_state(cluster)
     uid = ROOT.stat().st_uid
-    if uid == 0:  # the checkout belongs to root: its ordinary user may write where the Makefile and jobs do
+    if (
+        uid == 0
+    ):  # the checkout belongs to root: its ordinary user may write where the Makefile and jobs do
         for folder in (ROOT, ROOT / "build", ROOT / "exp"):
             folder.mkdir(exist_ok=True)
             folder.chmod(folder.stat().st_mode | 0o777)
@@ -126,16 +139,30 @@ def up(cluster: Cluster, base: str, target: str = "cluster") -> None:
     docker("volume", "create", f"{cluster.name}-scratch")
     for host in ("login", *cluster.nodes):
         docker(
-            "run", "--detach", "--init", f"--name={cluster.container(host)}", f"--hostname={host}",
-            f"--network={cluster.name}", f"--network-alias={host}", *APPTAINER, "--shm-size=4g",
+            "run",
+            "--detach",
+            "--init",
+            f"--name={cluster.container(host)}",
+            f"--hostname={host}",
+            f"--network={cluster.name}",
+            f"--network-alias={host}",
+            *APPTAINER,
+            "--shm-size=4g",
             "--ulimit=core=0",  # a killed process leaves no core file in the checkout
-            f"--env=TESTBED_UID={uid or 1000}", f"--env=TESTBED_GPUS={cluster.gpus}",
-            f"--volume={ROOT}:{ROOT}", f"--volume={cluster.name}-scratch:/scratch",
-            f"--volume={cluster.state}:/etc/testbed:ro", *(f"--volume={mount}" for mount in cluster.mounts),
-            cluster.image, "testbed-login" if host == "login" else "testbed-node",
-        )  # fmt: skip
+            f"--env=TESTBED_UID={uid or 1000}",
+            f"--env=TESTBED_GPUS={cluster.gpus}",
+            f"--volume={ROOT}:{ROOT}",
+            f"--volume={cluster.name}-scratch:/scratch",
+            f"--volume={cluster.state}:/etc/testbed:ro",
+            *(f"--volume={mount}" for mount in cluster.mounts),
+            cluster.image,
+            "testbed-login" if host == "login" else "testbed-node",
+        )
     wait_until_idle(cluster)
-    print(f"{len(cluster.nodes)} nodes are up after {time.monotonic() - started:.0f} s: testbed/run sinfo")
+    print(
+        f"{len(cluster.nodes)} nodes are up after {time.monotonic() - started:.0f} s: testbed/run "
+        "sinfo"
+    )
 
 
 def write_state(cluster: Cluster) -> None:
@@ -151,8 +178,8 @@ def write_state(cluster: Cluster) -> None:
         (cluster.state / name).write_text(text)
 
 
-# The site file of the testbed: its GPUs are pretended, so training is told to use the CPU; a job without arguments is a
-# short training on what `synth /scratch/cache` wrote.
+# The site file of the testbed: its GPUs are pretended, so training is told to use the CPU; a job
+# without arguments is a short training on what `synth /scratch/cache` wrote.
 SITE = """\
 CONVOY_BIND=/scratch
 CONVOY_OVERRIDES=cache_path=/scratch/cache global_batch=16 trainer.params.max_epochs=2 dataloader.params.num_workers=0 \
@@ -165,12 +192,18 @@ def wait_until_idle(cluster: Cluster, timeout: float = 120) -> None:
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         alive = containers(cluster.name, "running")
-        stopped = [host for host in ("login", *cluster.nodes) if cluster.container(host) not in alive]
+        stopped = [
+            host for host in ("login", *cluster.nodes) if cluster.container(host) not in alive
+        ]
         if stopped:
             log = docker("logs", cluster.container(stopped[0]), check=False).text
             raise TestbedError(f"{stopped[0]} stopped:\n{log[-2000:]}")
-        ready = docker("exec", cluster.container("login"), "test", "-e", "/run/testbed-ready", check=False).ok
-        states = docker("exec", cluster.container("login"), "sinfo", "-hN", "-o", "%N %t", check=False)
+        ready = docker(
+            "exec", cluster.container("login"), "test", "-e", "/run/testbed-ready", check=False
+        ).ok
+        states = docker(
+            "exec", cluster.container("login"), "sinfo", "-hN", "-o", "%N %t", check=False
+        )
         idle = {line.split()[0] for line in states.text.splitlines() if line.endswith(" idle")}
         if ready and idle == set(cluster.nodes):
             return
@@ -197,9 +230,18 @@ def run(name: str, host: str, as_root: bool, command: Sequence[str]) -> NoReturn
     home = "/root" if as_root else f"/home/{USER}"
     terminal = ["--tty"] if sys.stdin.isatty() and sys.stdout.isatty() else []
     arguments = [
-        DOCKER, "exec", "--interactive", *terminal, f"--user={user}", f"--workdir={ROOT}", f"--env=HOME={home}",
-        f"--env=USER={user}", "--env=CONVOY_SITE=/etc/testbed/site.conf", f"{name}-{host}", *command,
-    ]  # fmt: skip
+        DOCKER,
+        "exec",
+        "--interactive",
+        *terminal,
+        f"--user={user}",
+        f"--workdir={ROOT}",
+        f"--env=HOME={home}",
+        f"--env=USER={user}",
+        "--env=CONVOY_SITE=/etc/testbed/site.conf",
+        f"{name}-{host}",
+        *command,
+    ]
     os.execvp(DOCKER, arguments)
 
 
@@ -212,18 +254,27 @@ def recipe() -> str:
 
 def built_from(image: str) -> str | None:
     """The recipe that `image` was built from; None where there is no such image."""
-    found = docker("image", "inspect", image, '--format={{index .Config.Labels "convoy.recipe"}}', check=False)
+    found = docker(
+        "image", "inspect", image, '--format={{index .Config.Labels "convoy.recipe"}}', check=False
+    )
     return found.text.strip() if found.ok else None
 
 
 def build(image: str, base: str, target: str = "cluster") -> None:
     """Build the Dockerfile's `target` on `base`."""
-    arguments = [f"--build-arg=BASE={base}", f"--target={target}", f"--label=convoy.recipe={recipe()}"]
-    done = subprocess.run([DOCKER, "build", "--network=host", *arguments, f"--tag={image}", str(ROOT / "testbed")])
+    arguments = [
+        f"--build-arg=BASE={base}",
+        f"--target={target}",
+        f"--label=convoy.recipe={recipe()}",
+    ]
+    done = subprocess.run(
+        [DOCKER, "build", "--network=host", *arguments, f"--tag={image}", str(ROOT / "testbed")]
+    )
     if done.returncode:
         raise TestbedError(
-            f"The image {image} could not be built on {base}. Where Docker Hub cannot be reached, make a base: "
-            "testbed/base-image sid convoy-base:sid, and TESTBED_BASE=convoy-base:sid make cluster-up."
+            f"The image {image} could not be built on {base}. Where Docker Hub cannot be reached, "
+            "make a base: testbed/base-image sid convoy-base:sid, and "
+            "TESTBED_BASE=convoy-base:sid make cluster-up."
         )
 
 
@@ -236,7 +287,11 @@ class Result:
 def docker(*arguments: str, check: bool = True) -> Result:
     try:
         done = subprocess.run(
-            [DOCKER, *arguments], text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            [DOCKER, *arguments],
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
     except FileNotFoundError as error:
         raise TestbedError(f"There is no {DOCKER} here: the testbed needs Docker.") from error
@@ -253,20 +308,36 @@ def containers(name: str, status: str | None = None) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="testbed/cluster.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--name", default=os.environ.get("TESTBED_NAME", "convoy-testbed"), help="of this cluster")
+    parser.add_argument(
+        "--name", default=os.environ.get("TESTBED_NAME", "convoy-testbed"), help="of this cluster"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    starting = commands.add_parser("up", help="start it", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    starting = commands.add_parser(
+        "up", help="start it", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     starting.add_argument("--nodes", default="2", help="how many, or their names with commas")
     starting.add_argument("--gpus", type=int, default=4, help="pretended GPUs per node")
     starting.add_argument("--cpus", type=int, default=128, help="pretended CPUs per node")
     starting.add_argument("--memory-gib", type=int, default=1000, help="pretended memory per node")
-    starting.add_argument("--partitions", default="l40s_public,h200", help="over all nodes; the first is the default")
-    starting.add_argument("--slurm-conf", action="append", default=[], metavar="LINE", help="added to slurm.conf")
-    starting.add_argument("--mount", action="append", default=[], metavar="HOST:CONTAINER", help="a folder to share")
+    starting.add_argument(
+        "--partitions", default="l40s_public,h200", help="over all nodes; the first is the default"
+    )
+    starting.add_argument(
+        "--slurm-conf", action="append", default=[], metavar="LINE", help="added to slurm.conf"
+    )
+    starting.add_argument(
+        "--mount", action="append", default=[], metavar="HOST:CONTAINER", help="a folder to share"
+    )
     starting.add_argument("--image", default="convoy-testbed", help="built when it does not exist")
-    starting.add_argument("--base", default=os.environ.get("TESTBED_BASE", "debian:sid-slim"), help="to build it on")
-    starting.add_argument("--no-accounting", action="store_true", help="without the accounting database")
-    starting.add_argument("--target", default="cluster", choices=("cluster", "slurm"), help="slurm: without Apptainer")
+    starting.add_argument(
+        "--base", default=os.environ.get("TESTBED_BASE", "debian:sid-slim"), help="to build it on"
+    )
+    starting.add_argument(
+        "--no-accounting", action="store_true", help="without the accounting database"
+    )
+    starting.add_argument(
+        "--target", default="cluster", choices=("cluster", "slurm"), help="slurm: without Apptainer"
+    )
     commands.add_parser("down", help="remove it, /scratch too")
     running = commands.add_parser("run", help="run a command in the checkout")
     running.add_argument("--host", default="login", help="on which host (default: login)")
@@ -275,11 +346,23 @@ def main() -> int:
     args = parser.parse_args()
     try:
         if args.command == "up":
-            nodes = node_names(int(args.nodes)) if args.nodes.isdigit() else tuple(args.nodes.split(","))
+            nodes = (
+                node_names(int(args.nodes))
+                if args.nodes.isdigit()
+                else tuple(args.nodes.split(","))
+            )
             cluster = Cluster(
-                args.name, nodes, args.gpus, args.cpus, args.memory_gib, tuple(args.partitions.split(",")),
-                tuple(args.slurm_conf), args.image, not args.no_accounting, tuple(args.mount),
-            )  # fmt: skip
+                args.name,
+                nodes,
+                args.gpus,
+                args.cpus,
+                args.memory_gib,
+                tuple(args.partitions.split(",")),
+                tuple(args.slurm_conf),
+                args.image,
+                not args.no_accounting,
+                tuple(args.mount),
+            )
             up(cluster, args.base, args.target)
         elif args.command == "down":
             down(args.name)

@@ -1,4 +1,5 @@
-"""What several test files share: requirements of the machine, caches made on the spot, runs of the real entrypoint."""
+"""What several test files share: requirements of the machine, caches made on the spot, runs of the
+real entrypoint."""
 
 import gzip
 import os
@@ -6,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +19,8 @@ ROOT = Path(__file__).parents[1]
 
 
 class FoldersTogether(LoadScopeScheduling):
-    """One worker has all tests of the built image, one all of the cluster; else whichever is free takes the next."""
+    """One worker has all tests of the built image, one all of the cluster; else whichever is free
+    takes the next."""
 
     def _split_scope(self, nodeid: str) -> str:
         folder = nodeid.split("::")[0].rsplit("/", 1)[0]
@@ -30,7 +33,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FoldersToget
 
 
 def require(name: str, present: bool, reason: str) -> None:
-    """Skip with `reason`, or fail where `CONVOY_REQUIRE` (names, or `all`) says that it must be there."""
+    """Skip with `reason`, or fail where `CONVOY_REQUIRE` (names, or `all`) says that it must be
+    there."""
     if present:
         return
     required = os.environ.get("CONVOY_REQUIRE", "").split(",")
@@ -54,9 +58,9 @@ def requirement() -> Callable[[str, bool, str], None]:
 @pytest.fixture(scope="session")
 def navsim_tree() -> Path:
     """Root of a NAVSIM checkout."""
-    from convoy.agents.navsim import find_tree
+    from convoy.navsim.tree import find
 
-    tree = find_tree()
+    tree = find()
     require("navsim", tree is not None, "no NAVSIM tree here; `make navsim` checks one out")
     assert tree is not None
     return tree
@@ -97,7 +101,9 @@ def write_ego_cache(root: Path, logs: int, tokens: int) -> Path:
     for log in range(logs):
         for token in range(tokens):
             speed, turn = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
-            trajectory = torch.stack([(5 + 5 * speed) * times, 0.2 * turn * times**2, 0.1 * turn * times], dim=-1)
+            trajectory = torch.stack(
+                [(5 + 5 * speed) * times, 0.2 * turn * times**2, 0.1 * turn * times], dim=-1
+            )
             command = torch.tensor([0.0, 1.0, 0.0, 0.0])
             ego = torch.cat([torch.tensor([5 + 5 * speed, 0.0, turn, 0.0]), command])
             write_sample(
@@ -171,7 +177,11 @@ def foreign_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-CPU = ("trainer.params.accelerator=cpu", "trainer.params.precision=32-true", "dataloader.params.num_workers=0")
+CPU = (
+    "trainer.params.accelerator=cpu",
+    "trainer.params.precision=32-true",
+    "dataloader.params.num_workers=0",
+)
 
 
 @pytest.fixture
@@ -179,7 +189,10 @@ def train(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `entrypoint/train.sh` on the CPU with this Python; output and errors in one string."""
 
     def run(
-        *overrides: str, processes: int = 1, launch: Mapping[str, str] = MappingProxyType({}), timeout: int = 300
+        *overrides: str,
+        processes: int = 1,
+        launch: Mapping[str, str] = MappingProxyType({}),
+        timeout: int = 300,
     ) -> subprocess.CompletedProcess[str]:
         environment = (
             os.environ
@@ -204,3 +217,29 @@ def train(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@dataclass(frozen=True)
+class RawData:
+    """A raw data set: `samples` frames with 3 before and 10 after them, evenly over `logs` logs of
+    split `mini`."""
+
+    root: Path
+    samples: int
+    logs: int
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables by which NAVSIM finds it."""
+        return {"OPENSCENE_DATA_ROOT": str(self.root), "NUPLAN_MAPS_ROOT": str(self.root / "maps")}
+
+
+@pytest.fixture(scope="session")
+def raw_data(tmp_path_factory: pytest.TempPathFactory) -> RawData:
+    """Eight samples in two logs: speeding up behind a leader, turning right. Not to be written to:
+    copy it first."""
+    from convoy.synthetic.raw import write_raw
+
+    root = tmp_path_factory.mktemp("raw")
+    summary = write_raw(root, samples=8, logs=2, seed=2, all_cameras=False, workers=1)
+    return RawData(root, summary.samples, summary.logs)

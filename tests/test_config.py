@@ -3,13 +3,14 @@ from omegaconf import OmegaConf
 
 from convoy import config
 from convoy.errors import ConvoyError
+from convoy.navsim import tree
 from convoy.topology import Topology
 
 TWO_NODES = Topology.planned(2, 4)
 
 
 def load(*overrides, topology=TWO_NODES):
-    return config.load(overrides, topology)
+    return config.load(overrides, topology, tree.config_directory())
 
 
 @pytest.fixture
@@ -25,7 +26,8 @@ def test_launch_facts_are_written_into_the_configuration(cache):
 
 
 def test_navsims_documented_command_line_ports(cache, foreign_tree):
-    """The arguments of NAVSIM's docs for training from a cache, with only the program's name changed."""
+    """The arguments of NAVSIM's docs for training from a cache, with only the program's name
+    changed."""
     settings = load(
         cache,
         "experiment_name=training_foreign_agent",
@@ -47,8 +49,11 @@ def test_navsims_documented_command_line_ports(cache, foreign_tree):
 
 
 def test_every_key_of_navsims_training_is_known(navsim_tree):
-    """Convoy has each key of NAVSIM's `dataloader` and `trainer` nodes, with its default where it is not derived."""
-    theirs = OmegaConf.load(navsim_tree / "navsim/planning/script/config/training/default_training.yaml")
+    """Convoy has each key of NAVSIM's `dataloader` and `trainer` nodes, with its default where it
+    is not derived."""
+    theirs = OmegaConf.load(
+        navsim_tree / "navsim/planning/script/config/training/default_training.yaml"
+    )
     ours = OmegaConf.load(config.CONF / "train.yaml")
     derived = {"num_nodes", "accumulate_grad_batches", "default_root_dir"}
     for node in ("dataloader", "trainer"):
@@ -59,7 +64,9 @@ def test_every_key_of_navsims_training_is_known(navsim_tree):
 
 
 def test_all_navsim_agents_are_found(navsim_tree):
-    assert {"transfuser_agent", "ego_status_mlp_agent", "bev_fusion_agent"} <= config.agents_found().keys()
+    assert {"transfuser_agent", "ego_status_mlp_agent", "bev_fusion_agent"} <= config.agents_found(
+        tree.config_directory()
+    ).keys()
 
 
 def test_overrides_with_shell_characters_survive(cache):
@@ -71,8 +78,14 @@ def test_overrides_with_shell_characters_survive(cache):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["agent=no_such_agent"], r"Unknown agent 'no_such_agent'. Found: .*bev_fusion_agent.*Looked in: .*conf/agent"),
-        (["trainer.params.max_epoch=3"], "no setting 'trainer.params.max_epoch'. Nearest: trainer.params.max_epochs"),
+        (
+            ["agent=no_such_agent"],
+            r"Unknown agent 'no_such_agent'. Found: .*bev_fusion_agent.*Looked in: .*conf/agent",
+        ),
+        (
+            ["trainer.params.max_epoch=3"],
+            "no setting 'trainer.params.max_epoch'. Nearest: trainer.params.max_epochs",
+        ),
         (["globl_batch=3"], "no setting 'globl_batch'. Nearest: global_batch"),
         (["max_epochs=3"], "no setting 'max_epochs'. Nearest: .*trainer.params.max_epochs"),
         (["agent.learning=3"], "no setting 'agent.learning'"),

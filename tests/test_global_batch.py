@@ -33,7 +33,10 @@ def test_without_a_global_batch_the_meaning_is_navsims():
         ((8, 64, 5, None), "global_batch=8"),
         ((2, 64, 100, 3), "x accumulation 3.*global_batch=96 or 102"),
         ((2, 8, 64, 2), "needs 16 samples a rank, more than dataloader.params.batch_size=8"),
-        ((2, 0, 64, None), "dataloader.params.batch_size must be a whole number of at least 1, not 0"),
+        (
+            (2, 0, 64, None),
+            "dataloader.params.batch_size must be a whole number of at least 1, not 0",
+        ),
         ((2, 8, -4, None), "global_batch must be a whole number of at least 1, not -4"),
         ((2, 8, 64.5, None), "not 64.5"),
     ],

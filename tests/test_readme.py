@@ -19,9 +19,15 @@ def tree() -> dict[str, str]:
 
 
 def test_the_tree_lists_every_folder_and_nothing_else():
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, text=True, capture_output=True, check=True).stdout.split()
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, text=True, capture_output=True, check=True
+    ).stdout.split()
     top = {f"{path.split('/')[0]}/" for path in tracked if "/" in path}
-    package = {"/".join(path.split("/")[:3]) + "/" for path in tracked if re.match(r"src/convoy/[^/]+/", path)}
+    package = {
+        "/".join(path.split("/")[:3]) + "/"
+        for path in tracked
+        if re.match(r"src/convoy/[^/]+/", path)
+    }
     folders = (top - {"src/"}) | {"src/convoy/"} | package
     assert {entry for entry in tree() if entry.endswith("/")} == folders
     assert all((ROOT / entry).exists() for entry in tree())
@@ -46,9 +52,16 @@ def test_every_make_target_in_the_docs_exists():
 
 def test_every_documented_setting_exists():
     config = OmegaConf.load(ROOT / "src/convoy/conf/train.yaml")
-    table = (ROOT / "docs/training.md").read_text().split("## Settings of Convoy's own")[1].split("\n## ")[0]
+    table = (
+        (ROOT / "docs/training.md")
+        .read_text()
+        .split("## Settings of Convoy's own")[1]
+        .split("\n## ")[0]
+    )
     names = [
-        name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`([^`]+)`", row)
+        name
+        for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+        for name in re.findall(r"`([^`]+)`", row)
     ]
     assert len(names) >= 8
     for name in names:

@@ -36,13 +36,17 @@ def test_torchruns_default_run_id_is_no_name():
 
 
 def test_inside_an_allocation_without_srun_is_alone():
-    topology = Topology.from_environment({"SLURM_JOB_ID": "9", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"})
+    topology = Topology.from_environment(
+        {"SLURM_JOB_ID": "9", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}
+    )
     assert topology.world_size == 1
 
 
 def test_several_srun_tasks_without_torchrun_are_refused():
     with pytest.raises(ConvoyError, match="8 tasks.*--ntasks-per-node=1"):
-        Topology.from_environment({"SLURM_JOB_ID": "9", "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "3"})
+        Topology.from_environment(
+            {"SLURM_JOB_ID": "9", "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "3"}
+        )
 
 
 def test_world_size_without_torchrun_is_refused():
@@ -89,8 +93,14 @@ def test_a_launch_under_srun_reads_the_step():
 
 
 def test_launch_facts_go_before_the_step():
-    given = {"CONVOY_NODES": "2", "CONVOY_RDZV_ENDPOINT": "10.0.0.1:61000", "CONVOY_RDZV_IS_HOST": "0",
-             "CONVOY_RUN_ID": "12-0", "CONVOY_PROCESSES_PER_NODE": "3", "CONVOY_HOSTS": "gl001 gl006"}  # fmt: skip
+    given = {
+        "CONVOY_NODES": "2",
+        "CONVOY_RDZV_ENDPOINT": "10.0.0.1:61000",
+        "CONVOY_RDZV_IS_HOST": "0",
+        "CONVOY_RUN_ID": "12-0",
+        "CONVOY_PROCESSES_PER_NODE": "3",
+        "CONVOY_HOSTS": "gl001 gl006",
+    }
     launch = Launch.from_environment(STEP | given, 8)
     assert (launch.nodes, launch.processes, launch.endpoint) == (2, 3, "10.0.0.1:61000")
     assert (launch.is_host, launch.peer, launch.run_id) == (False, "gl001", "12-0")

@@ -1,4 +1,5 @@
-"""The configuration: composed by Hydra, checked before anything expensive starts. Imports no torch."""
+"""The configuration: composed by Hydra, checked before anything expensive starts. Imports no
+torch."""
 
 import difflib
 import os
@@ -15,40 +16,48 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from convoy.agents import navsim
 from convoy.errors import ConvoyError
 from convoy.global_batch import BatchPlan, plan_batches
 from convoy.topology import Topology
 
 CONF = Path(__file__).parent / "conf"
 
-# Groups that NAVSIM reads when it builds a cache; its training from a cache ignores them, and composing navtrain's list
-# of tokens takes 14 s. So their names are kept, for the record, and the files are not read.
+# Groups that NAVSIM reads when it builds a cache; its training from a cache ignores them, and
+# composing navtrain's list of tokens takes 14 s. So their names are kept, for the record, and the
+# files are not read.
 NOT_COMPOSED = ("train_test_split", "worker")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A checked configuration: `config` has no open choices left except those that need the cache or torch."""
+    """A checked configuration: `config` has no open choices left except those that need the cache
+    or torch."""
 
     config: DictConfig
     batches: BatchPlan
 
 
-def load(overrides: Sequence[str], topology: Topology) -> Settings:
-    """Compose `overrides` (a NAVSIM command line's arguments) and check everything that needs no torch.
+def load(overrides: Sequence[str], topology: Topology, navsim_groups: Path | None) -> Settings:
+    """Compose `overrides` (a NAVSIM command line's arguments) and check everything that needs no
+    torch.
+
+    `navsim_groups` is NAVSIM's Hydra folder (navsim.tree.config_directory), None without a tree.
 
     Raises ConvoyError for each user mistake, naming what is valid.
     """
-    config = compose(overrides)
+    config = compose(overrides, navsim_groups)
     return Settings(config, check(config, topology))
 
 
-def compose(overrides: Sequence[str]) -> DictConfig:
-    """Compose the training configuration; agents come from Convoy's own folder and from NAVSIM's tree."""
-    named = {key: value for key, _, value in (o.partition("=") for o in overrides) if key in NOT_COMPOSED}
-    composed = [override for override in overrides if override.partition("=")[0] not in NOT_COMPOSED]
-    navsim_groups = navsim.config_directory()
+def compose(overrides: Sequence[str], navsim_groups: Path | None) -> DictConfig:
+    """Compose the training configuration; agents come from Convoy's own folder and from
+    `navsim_groups`."""
+    named = {
+        key: value for key, _, value in (o.partition("=") for o in overrides) if key in NOT_COMPOSED
+    }
+    composed = [
+        override for override in overrides if override.partition("=")[0] not in NOT_COMPOSED
+    ]
     search_path = [f"hydra.searchpath=[file://{navsim_groups}]"] if navsim_groups else []
     GlobalHydra.instance().clear()
     try:
@@ -57,16 +66,19 @@ def compose(overrides: Sequence[str]) -> DictConfig:
         config.merge_with(named)
         OmegaConf.resolve(config)
     except MissingConfigException as error:
-        raise _missing_group_option(error) from error
+        raise _missing_group_option(error, navsim_groups) from error
     except HydraException as error:
-        raise _bad_override(error, overrides) from error
+        raise _bad_override(error, overrides, navsim_groups) from error
     except OmegaConfBaseException as error:
-        raise ConvoyError(f"The configuration cannot be resolved: {str(error).splitlines()[0]}") from error
+        raise ConvoyError(
+            f"The configuration cannot be resolved: {str(error).splitlines()[0]}"
+        ) from error
     return config
 
 
 def check(config: DictConfig, topology: Topology) -> BatchPlan:
-    """Check `config` against the launch; write the derived `trainer.params` and `global_batch` into it."""
+    """Check `config` against the launch; write the derived `trainer.params` and `global_batch` into
+    it."""
     _check_cache_only(config)
     _check_cache_directory(config)
     _check_split(config)
@@ -85,14 +97,17 @@ def check(config: DictConfig, topology: Topology) -> BatchPlan:
     return batches
 
 
-def agents_found() -> dict[str, Path]:
+def agents_found(navsim_groups: Path | None) -> dict[str, Path]:
     """Agent names (`agent=<name>`) and the folders that they were found in."""
-    return {path.stem: folder for folder in agent_folders() for path in sorted(folder.glob("*.yaml"))}
+    return {
+        path.stem: folder
+        for folder in agent_folders(navsim_groups)
+        for path in sorted(folder.glob("*.yaml"))
+    }
 
 
-def agent_folders() -> list[Path]:
-    groups = navsim.config_directory()
-    return [CONF / "agent", *([groups / "agent"] if groups else [])]
+def agent_folders(navsim_groups: Path | None) -> list[Path]:
+    return [CONF / "agent", *([navsim_groups / "agent"] if navsim_groups else [])]
 
 
 def flat_keys(config: DictConfig) -> Iterator[str]:
@@ -117,22 +132,30 @@ def _leaves(config: DictConfig) -> dict[str, Any]:
     return {
         key: value
         for key in flat_keys(config)
-        if not isinstance(value := OmegaConf.select(config, key, throw_on_missing=False), DictConfig)
+        if not isinstance(
+            value := OmegaConf.select(config, key, throw_on_missing=False), DictConfig
+        )
     }
 
 
-def _missing_group_option(error: MissingConfigException) -> ConvoyError:
+def _missing_group_option(error: MissingConfigException, navsim_groups: Path | None) -> ConvoyError:
     wanted = error.missing_cfg_file or ""
     group, _, name = wanted.rpartition("/")
     if group != "agent":
-        return ConvoyError(f"There is no {wanted!r} among Convoy's configuration files or NAVSIM's: {error}")
-    looked = ", ".join(str(folder) for folder in agent_folders())
-    found = ", ".join(sorted(agents_found()))
-    hint = "" if navsim.find_tree() else " No NAVSIM tree is here: make navsim, or set NAVSIM_DEVKIT_ROOT."
+        return ConvoyError(
+            f"There is no {wanted!r} among Convoy's configuration files or NAVSIM's: {error}"
+        )
+    looked = ", ".join(str(folder) for folder in agent_folders(navsim_groups))
+    found = ", ".join(sorted(agents_found(navsim_groups)))
+    hint = (
+        "" if navsim_groups else " No NAVSIM tree is here: make navsim, or set NAVSIM_DEVKIT_ROOT."
+    )
     return ConvoyError(f"Unknown agent {name!r}. Found: {found}. Looked in: {looked}.{hint}")
 
 
-def _bad_override(error: HydraException, overrides: Sequence[str]) -> ConvoyError:
+def _bad_override(
+    error: HydraException, overrides: Sequence[str], navsim_groups: Path | None
+) -> ConvoyError:
     """Hydra's message, with the nearest existing names for a key that does not exist."""
     text = str(error)
     unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text)
@@ -144,35 +167,42 @@ def _bad_override(error: HydraException, overrides: Sequence[str]) -> ConvoyErro
         if name.endswith(key):
             key = name
     agent = [override for override in overrides if override.partition("=")[0] == "agent"]
-    known = list(flat_keys(compose(agent)))
+    known = list(flat_keys(compose(agent, navsim_groups)))
     near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
     leaf = key.rpartition(".")[2]
     near += [name for name in known if name.rpartition(".")[2] == leaf and name not in near]
     nearest = f" Nearest: {', '.join(near[:4])}." if near else ""
-    return ConvoyError(f"There is no setting {key!r}.{nearest} To add a new one on purpose, write +{key}=….")
+    return ConvoyError(
+        f"There is no setting {key!r}.{nearest} To add a new one on purpose, write +{key}=…."
+    )
 
 
 def _check_cache_only(config: DictConfig) -> None:
     if not config.use_cache_without_dataset or config.force_cache_computation:
         raise ConvoyError(
-            "Convoy trains from packed shards or a cache (features computed on the fly starve the GPUs). Build them "
-            "with `convoy prepare`, then leave use_cache_without_dataset and force_cache_computation out."
+            "Convoy trains from packed shards or a cache (features computed on the fly starve the "
+            "GPUs). Build them with `convoy prepare`, then leave use_cache_without_dataset and "
+            "force_cache_computation out."
         )
 
 
 def _check_cache_directory(config: DictConfig) -> None:
     if OmegaConf.is_missing(config, "cache_path") or not config.cache_path:
         raise ConvoyError(
-            "cache_path is not set: give a folder of packed shards or a NAVSIM feature cache, cache_path=/path. "
-            "`convoy synth DIR --samples 64 --logs 8` makes one to try."
+            "cache_path is not set: give a folder of packed shards or a NAVSIM feature cache, "
+            "cache_path=/path. `convoy synth DIR --samples 64 --logs 8` makes one to try."
         )
     path = Path(config.cache_path)
     if not path.is_dir():
-        raise ConvoyError(f"cache_path={path} is not a directory on this machine. Is the file system bound or mounted?")
+        raise ConvoyError(
+            f"cache_path={path} is not a directory on this machine. Is the file system bound or "
+            "mounted?"
+        )
     with os.scandir(path) as entries:
         if not any(entry.is_dir() for entry in entries):
             raise ConvoyError(
-                f"cache_path={path} is empty: expected packed shards (manifest.json), or <log>/<token>/<builder>.gz."
+                f"cache_path={path} is empty: expected packed shards (manifest.json), or "
+                "<log>/<token>/<builder>.gz."
             )
 
 
@@ -180,15 +210,20 @@ def _check_split(config: DictConfig) -> None:
     train, val = config.train_logs, config.val_logs
     if (train is None) != (val is None):
         given, lacking = ("train_logs", "val_logs") if val is None else ("val_logs", "train_logs")
-        raise ConvoyError(f"{given} is given and {lacking} is not: give both, or neither for NAVSIM's own split.")
+        raise ConvoyError(
+            f"{given} is given and {lacking} is not: give both, or neither for NAVSIM's own split."
+        )
     for name, logs in (("train_logs", train), ("val_logs", val)):
         if logs is not None and len(logs) == 0:
-            raise ConvoyError(f"{name} is an empty list: name at least one log of {config.cache_path}.")
+            raise ConvoyError(
+                f"{name} is an empty list: name at least one log of {config.cache_path}."
+            )
     both = sorted(set(train or ()) & set(val or ()))
     if both:
         raise ConvoyError(
-            f"train_logs and val_logs share {len(both)} logs ({', '.join(both[:3])}{' …' if len(both) > 3 else ''}): "
-            "a log belongs to one of them, or the validation measures what was trained on."
+            f"train_logs and val_logs share {len(both)} logs "
+            f"({', '.join(both[:3])}{' …' if len(both) > 3 else ''}): a log belongs to one of "
+            "them, or the validation measures what was trained on."
         )
 
 
@@ -201,7 +236,8 @@ def _check_node_count(config: DictConfig, topology: Topology) -> None:
         if params[key] is not None and params[key] != derived:
             raise ConvoyError(
                 f"trainer.params.{key}={params[key]} contradicts the launch, which has {derived} "
-                f"(world size {topology.world_size}). Leave trainer.params.{key} out: {flag} decides."
+                f"(world size {topology.world_size}). Leave trainer.params.{key} out: {flag} "
+                "decides."
             )
 
 
@@ -209,5 +245,6 @@ def _check_precision(config: DictConfig) -> None:
     params = config.trainer.params
     if params.accelerator == "cpu" and str(params.precision).startswith("16"):
         raise ConvoyError(
-            f"trainer.params.precision={params.precision} needs a GPU. On the CPU add trainer.params.precision=32-true."
+            f"trainer.params.precision={params.precision} needs a GPU. On the CPU add "
+            "trainer.params.precision=32-true."
         )

@@ -1,4 +1,5 @@
-"""From the global batch to what one rank does: arithmetic only, shared by the trainer and the host tools."""
+"""From the global batch to what one rank does: arithmetic only, shared by the trainer and the host
+tools."""
 
 from dataclasses import dataclass
 
@@ -7,7 +8,8 @@ from convoy.errors import ConvoyError
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """`global_batch` samples an optimiser step = `world_size` ranks x `rank_batch` samples x `accumulation`."""
+    """`global_batch` samples an optimiser step = `world_size` ranks x `rank_batch` samples x
+    `accumulation`."""
 
     global_batch: int
     world_size: int
@@ -21,13 +23,17 @@ class BatchPlan:
 
 
 def plan_batches(
-    world_size: int, rank_batch_limit: int, global_batch: int | None = None, accumulation: int | None = None
+    world_size: int,
+    rank_batch_limit: int,
+    global_batch: int | None = None,
+    accumulation: int | None = None,
 ) -> BatchPlan:
     """Derive the per-rank batch and the accumulation.
 
-    With `global_batch` None the meaning is NAVSIM's: every rank takes `rank_batch_limit` samples, times the
-    accumulation. Otherwise the smallest accumulation (or the one given) is taken whose per-rank batch is whole and
-    at most `rank_batch_limit`. Raises ConvoyError, naming the nearest possible global batches, when there is none.
+    With `global_batch` None the meaning is NAVSIM's: every rank takes `rank_batch_limit` samples,
+    times the accumulation. Otherwise the smallest accumulation (or the one given) is taken whose
+    per-rank batch is whole and at most `rank_batch_limit`. Raises ConvoyError, naming the nearest
+    possible global batches, when there is none.
     """
     for name, value in {
         "dataloader.params.batch_size": rank_batch_limit,
@@ -46,8 +52,9 @@ def plan_batches(
         nearest = f"{below} or {above}" if below else str(above)
         times = f" x accumulation {accumulation}" if accumulation else ""
         raise ConvoyError(
-            f"global_batch={global_batch} cannot be split over world size {world_size}{times}: every rank must take "
-            f"the same number of samples. Nearest possible: global_batch={nearest}."
+            f"global_batch={global_batch} cannot be split over world size {world_size}{times}: "
+            "every rank must take the same number of samples. Nearest possible: "
+            f"global_batch={nearest}."
         )
     per_rank = global_batch // world_size
     candidates = [accumulation] if accumulation else range(1, per_rank + 1)
@@ -55,7 +62,8 @@ def plan_batches(
         if per_rank % steps == 0 and per_rank // steps <= rank_batch_limit:
             return BatchPlan(global_batch, world_size, per_rank // steps, steps)
     raise ConvoyError(
-        f"global_batch={global_batch} on world size {world_size} with accumulate_grad_batches={accumulation} needs "
-        f"{per_rank // accumulation} samples a rank, more than dataloader.params.batch_size={rank_batch_limit}. "
-        f"Leave trainer.params.accumulate_grad_batches out, or raise dataloader.params.batch_size."
+        f"global_batch={global_batch} on world size {world_size} with "
+        f"accumulate_grad_batches={accumulation} needs {per_rank // accumulation} samples a rank, "
+        f"more than dataloader.params.batch_size={rank_batch_limit}. Leave "
+        "trainer.params.accumulate_grad_batches out, or raise dataloader.params.batch_size."
     )

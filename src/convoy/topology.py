@@ -1,4 +1,5 @@
-"""Where this process stands among the others: the one module that reads scheduler and torchrun variables."""
+"""Where this process stands among the others: the one module that reads scheduler and torchrun
+variables."""
 
 import os
 import re
@@ -15,8 +16,8 @@ from convoy.errors import ConvoyError
 class Topology:
     """Ranks and sizes of one training process, and the names that its run goes by.
 
-    `job_id` is the scheduler's (`<job>_<task>` in an array), the same after every requeue; `run_id` is torchrun's.
-    Both are None where nobody set one.
+    `job_id` is the scheduler's (`<job>_<task>` in an array), the same after every requeue; `run_id`
+    is torchrun's. Both are None where nobody set one.
     """
 
     rank: int = 0
@@ -34,8 +35,8 @@ class Topology:
     def __post_init__(self) -> None:
         if self.local_world_size * self.num_nodes != self.world_size:
             raise ConvoyError(
-                f"{self.num_nodes} nodes x {self.local_world_size} processes are not the world size "
-                f"{self.world_size}: start the same number of processes on every node."
+                f"{self.num_nodes} nodes x {self.local_world_size} processes are not the world "
+                f"size {self.world_size}: start the same number of processes on every node."
             )
 
     @classmethod
@@ -46,7 +47,8 @@ class Topology:
         environment: Mapping[str, str] = MappingProxyType({}),
         run_id: str | None = None,
     ) -> "Topology":
-        """The topology that a launch of this size will have, seen from rank 0; `environment` names the job."""
+        """The topology that a launch of this size will have, seen from rank 0; `environment` names
+        the job."""
         return cls(
             job_id=_job_id(environment),
             run_id=run_id,
@@ -81,13 +83,14 @@ class Topology:
         tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
         if tasks > 1:
             raise ConvoyError(
-                f"srun started {tasks} tasks of the training program itself. Start one task per node and let "
-                "torchrun start the ranks: srun --ntasks-per-node=1 entrypoint/train.sh …"
+                f"srun started {tasks} tasks of the training program itself. Start one task per "
+                "node and let torchrun start the ranks: srun --ntasks-per-node=1 "
+                "entrypoint/train.sh …"
             )
         if int(environment.get("WORLD_SIZE", "1")) > 1:
             raise ConvoyError(
-                f"WORLD_SIZE is {environment['WORLD_SIZE']}, but torchrun did not start this process. "
-                "Start it with entrypoint/train.sh (or torchrun), or unset WORLD_SIZE."
+                f"WORLD_SIZE is {environment['WORLD_SIZE']}, but torchrun did not start this "
+                "process. Start it with entrypoint/train.sh (or torchrun), or unset WORLD_SIZE."
             )
         return alone
 
@@ -98,15 +101,18 @@ class Topology:
     def __str__(self) -> str:
         return (
             f"rank {self.rank} of {self.world_size} (node {self.node_rank} of {self.num_nodes}, "
-            f"local rank {self.local_rank} of {self.local_world_size}) on {self.host}, {self.launcher}"
+            f"local rank {self.local_rank} of {self.local_world_size}) on {self.host}, "
+            f"{self.launcher}"
         )
 
 
 @dataclass(frozen=True)
 class Task:
-    """One of `count` tasks that work on the same thing side by side, as srun starts them; alone outside of srun.
+    """One of `count` tasks that work on the same thing side by side, as srun starts them; alone
+    outside of srun.
 
-    `start` names this start of all of them; `job` is the scheduler's, the same after a requeue, which raises `restart`.
+    `start` names this start of all of them; `job` is the scheduler's, the same after a requeue,
+    which raises `restart`.
     """
 
     start: str
@@ -117,7 +123,8 @@ class Task:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Task":
-        """Read what slurm/prepare.slurm hands into the container, else srun's variables; else the task is alone."""
+        """Read what slurm/prepare.slurm hands into the container, else srun's variables; else the
+        task is alone."""
         job = _job_id(environment)
         if "CONVOY_TASKS" in environment:
             count, start = int(environment["CONVOY_TASKS"]), environment["CONVOY_RUN_ID"]
@@ -139,10 +146,12 @@ def gpus_of_node(environment: Mapping[str, str]) -> int | None:
 
 @dataclass(frozen=True)
 class Launch:
-    """How this node takes part in a launch, before torchrun starts its ranks. `where` says so in one line.
+    """How this node takes part in a launch, before torchrun starts its ranks. `where` says so in
+    one line.
 
-    `endpoint` is None where the node is alone; `peer` is another node's name or address, to choose an interface by;
-    `is_host` tells whether the rendezvous is on this node, None leaves that to torchrun.
+    `endpoint` is None where the node is alone; `peer` is another node's name or address, to choose
+    an interface by; `is_host` tells whether the rendezvous is on this node, None leaves that to
+    torchrun.
     """
 
     nodes: int
@@ -158,28 +167,37 @@ class Launch:
     def from_environment(cls, environment: Mapping[str, str], gpus: int) -> "Launch":
         """Read Convoy's own launch facts, else those of an srun task, else the node is alone.
 
-        `gpus` are those that the node shows; without any other word there is a rank for each, and at least one.
-        Raises ConvoyError where srun started several tasks on a node: each would start all of its ranks.
+        `gpus` are those that the node shows; without any other word there is a rank for each, and
+        at least one. Raises ConvoyError where srun started several tasks on a node: each would
+        start all of its ranks.
         """
         job = environment.get("SLURM_JOB_ID")
         host = environment.get("SLURMD_NODENAME") or socket.gethostname()
         allocated = environment.get("SLURM_GPUS_ON_NODE", "")
-        processes = _count(environment, "CONVOY_PROCESSES_PER_NODE") or (int(allocated) if allocated else gpus) or 1
-        tasks, step_nodes = (int(environment.get(f"SLURM_STEP_NUM_{what}", "1")) for what in ("TASKS", "NODES"))
+        processes = (
+            _count(environment, "CONVOY_PROCESSES_PER_NODE")
+            or (int(allocated) if allocated else gpus)
+            or 1
+        )
+        tasks, step_nodes = (
+            int(environment.get(f"SLURM_STEP_NUM_{what}", "1")) for what in ("TASKS", "NODES")
+        )
         in_step = "SLURM_STEP_ID" in environment
         if in_step and tasks > step_nodes and tasks > 1:
             raise ConvoyError(
-                f"srun started {tasks} tasks on {step_nodes} node(s), and torchrun starts the ranks: one task "
-                "per node, srun --ntasks-per-node=1."
+                f"srun started {tasks} tasks on {step_nodes} node(s), and torchrun starts the "
+                "ranks: one task per node, srun --ntasks-per-node=1."
             )
         named = dict(
-            run_id=environment.get("CONVOY_RUN_ID") or None, local_address=environment.get("CONVOY_LOCAL_ADDR") or None
+            run_id=environment.get("CONVOY_RUN_ID") or None,
+            local_address=environment.get("CONVOY_LOCAL_ADDR") or None,
         )
         nodes = _count(environment, "CONVOY_NODES")
         if nodes is not None:
             if job and not allocated and not environment.get("CONVOY_PROCESSES_PER_NODE"):
                 raise ConvoyError(
-                    f"SLURM job {job} has no GPUs: give --gpus-per-node=4, or CONVOY_PROCESSES_PER_NODE for CPU ranks."
+                    f"SLURM job {job} has no GPUs: give --gpus-per-node=4, or "
+                    "CONVOY_PROCESSES_PER_NODE for CPU ranks."
                 )
             is_host = environment.get("CONVOY_RDZV_IS_HOST")
             others = [name for name in environment.get("CONVOY_HOSTS", "").split() if name != host]
@@ -211,7 +229,8 @@ class Launch:
             where = f"SLURM job {job}, {where}"
             if int(environment.get("SLURM_JOB_NUM_NODES", "1")) > 1 and not in_step:
                 where += (
-                    f"; slurm/launch.sh or srun would take all {environment['SLURM_JOB_NUM_NODES']} nodes of the job"
+                    "; slurm/launch.sh or srun would take all "
+                    f"{environment['SLURM_JOB_NUM_NODES']} nodes of the job"
                 )
         return cls(1, processes, where, **named)
 
@@ -230,7 +249,11 @@ def expand_hosts(names: str) -> list[str]:
     for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", names):
         found = [""]
         for literal, ranges in re.findall(r"([^\[]*)(?:\[([^\]]*)\])?", part):
-            values = [number for item in ranges.split(",") for number in _range(item)] if ranges else [""]
+            values = (
+                [number for item in ranges.split(",") for number in _range(item)]
+                if ranges
+                else [""]
+            )
             found = [f"{start}{literal}{value}" for start in found for value in values]
         hosts += found
     return hosts

@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 import convoy
 from convoy.agents.bev_fusion import HEADING_WEIGHT, INTERVAL, BevFusionAgent
 from convoy.agents.contract import Builder, TrainableAgent
-from convoy.data.synthetic.sample import build_sample
 from convoy.errors import ConvoyError
+from convoy.synthetic.sample import build_sample
 from convoy.training.metrics import constant_velocity_trajectory, displacement_errors
 
 
@@ -17,7 +17,10 @@ from convoy.training.metrics import constant_velocity_trajectory, displacement_e
 def batch():
     samples = [build_sample(index, log=0, seed=11) for index in range(8)]
     return tuple(
-        {key: torch.stack([sample[builder][key] for sample in samples]) for key in samples[0][builder]}
+        {
+            key: torch.stack([sample[builder][key] for sample in samples])
+            for key in samples[0][builder]
+        }
         for builder in ("transfuser_feature", "transfuser_target")
     )
 
@@ -41,7 +44,10 @@ def test_satisfies_the_contract():
     assert isinstance(agent, TrainableAgent)
     builders = agent.get_feature_builders() + agent.get_target_builders()
     assert all(isinstance(builder, Builder) for builder in builders)
-    assert [builder.get_unique_name() for builder in builders] == ["transfuser_feature", "transfuser_target"]
+    assert [builder.get_unique_name() for builder in builders] == [
+        "transfuser_feature",
+        "transfuser_target",
+    ]
     assert agent.get_training_callbacks() == []
 
 
@@ -107,7 +113,9 @@ def test_a_sample_does_not_depend_on_its_batch(batch):
     agent = BevFusionAgent()
     train(agent, features, targets, steps=3)
     together = agent(features)["trajectory"]
-    alone = torch.cat([agent({k: v[i : i + 1] for k, v in features.items()})["trajectory"] for i in range(8)])
+    alone = torch.cat(
+        [agent({k: v[i : i + 1] for k, v in features.items()})["trajectory"] for i in range(8)]
+    )
     torch.testing.assert_close(alone, together, atol=1e-4, rtol=1e-4)
 
 

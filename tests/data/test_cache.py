@@ -44,14 +44,18 @@ def test_a_missing_file_is_named_with_its_builder_and_count(ego_cache):
     for token in sorted((ego_cache / "log-1").iterdir())[:3]:
         (token / "trajectory_target.gz").unlink()
     found = scan(ego_cache, logs_in(ego_cache), EGO)
-    with pytest.raises(ConvoyError, match="'trajectory_target': 3 of 32 tokens lack trajectory_target.gz"):
+    with pytest.raises(
+        ConvoyError, match="'trajectory_target': 3 of 32 tokens lack trajectory_target.gz"
+    ):
         require_complete(found, ego_cache, "train", skip_bad=False)
     require_complete(found, ego_cache, "train", skip_bad=True)
     assert len(found.samples) == 29
 
 
 def test_a_cache_of_another_agent_is_refused_even_with_skip_bad(ego_cache):
-    found = scan(ego_cache, logs_in(ego_cache), Builders(("transfuser_feature",), ("transfuser_target",)))
+    found = scan(
+        ego_cache, logs_in(ego_cache), Builders(("transfuser_feature",), ("transfuser_target",))
+    )
     with pytest.raises(ConvoyError, match="no train sample.*'transfuser_feature': 32 of 32"):
         require_complete(found, ego_cache, "train", skip_bad=True)
 
@@ -150,7 +154,7 @@ def test_permission_is_named(ego_cache, tmp_path):
 
 def test_equals_navsims_own_dataset(ego_cache, navsim_tree):
     """NAVSIM's CacheOnlyDataset is the reference: same tokens, same tensors."""
-    from convoy.agents.navsim import make_importable
+    from convoy.navsim.importing import make_importable
 
     make_importable()
     from navsim.planning.training.dataset import CacheOnlyDataset
@@ -164,11 +168,15 @@ def test_equals_navsims_own_dataset(ego_cache, navsim_tree):
 
     shutil.rmtree(ego_cache / "log-3")
     os.remove(ego_cache / samples_of(ego_cache)[0] / "trajectory_target.gz")
-    theirs = CacheOnlyDataset(str(ego_cache), [Builder(EGO.features[0])], [Builder(EGO.targets[0])], logs_in(ego_cache))
+    theirs = CacheOnlyDataset(
+        str(ego_cache), [Builder(EGO.features[0])], [Builder(EGO.targets[0])], logs_in(ego_cache)
+    )
     split = Split(ego_cache, samples_of(ego_cache))
     ours = CacheDataset(split, EGO)
     assert sorted(theirs.tokens) == sorted(sample.split("/")[1] for sample in split.samples)
     for index, sample in enumerate(split.samples):
-        for mine, navsims in zip(ours[index], theirs[theirs.tokens.index(sample.split("/")[1])], strict=True):
+        for mine, navsims in zip(
+            ours[index], theirs[theirs.tokens.index(sample.split("/")[1])], strict=True
+        ):
             assert mine.keys() == navsims.keys()
             assert all(torch.equal(mine[key], navsims[key]) for key in mine)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from convoy.data.layout import Layout
 from convoy.data.packing import NotPackable, pack, probe, record_parts, repack, split_record, unpack
-from convoy.data.shards import Layout
 
 
 def one(tensor, name="x"):
@@ -55,7 +55,9 @@ LARGE = 4096
         (torch.tensor(3.5), "float32", 1),
         (torch.zeros(0, 3), "float32", 1),
     ],
-    ids=lambda value: str(value) if not isinstance(value, torch.Tensor) else f"{value.dtype}-{value.numel()}",
+    ids=lambda value: (
+        str(value) if not isinstance(value, torch.Tensor) else f"{value.dtype}-{value.numel()}"
+    ),
 )
 def test_the_smallest_dtype_that_gives_every_bit_back(values, packed, divisor):
     field = round_trip(values)
@@ -64,7 +66,9 @@ def test_the_smallest_dtype_that_gives_every_bit_back(values, packed, divisor):
 
 def test_values_that_are_nearly_a_grid_are_stored_as_they_are():
     values = torch.randint(0, 256, (LARGE,)).float() / 255
-    values[17] = math.nextafter(float(values[17]), 2.0) if values[17] == 0 else values[17] * (1 + 2**-23)
+    values[17] = (
+        math.nextafter(float(values[17]), 2.0) if values[17] == 0 else values[17] * (1 + 2**-23)
+    )
     assert round_trip(values).packed == "float32"
 
 
@@ -86,7 +90,9 @@ def test_non_finite_values_are_refused_unless_allowed():
             with pytest.raises(NotPackable, match="builder.x has values that are not finite"):
                 pack(one(values), None)
             layout, (packed,) = pack(one(values), None, allow_non_finite=True)
-            assert np.array_equal(unpack(layout.fields[0], packed).view(np.int32), values.numpy().view(np.int32))
+            assert np.array_equal(
+                unpack(layout.fields[0], packed).view(np.int32), values.numpy().view(np.int32)
+            )
     with pytest.raises(NotPackable, match="not finite"):
         pack(one(torch.tensor([math.nan], dtype=torch.bfloat16)), None)
 
@@ -104,7 +110,11 @@ def test_nan_is_found_in_a_tensor_whose_layout_is_integers():
     [
         (torch.zeros(LARGE), torch.full((LARGE,), 3001.0), "int16"),
         (torch.zeros(LARGE), torch.randn(LARGE), "float32"),
-        (torch.randint(0, 6, (LARGE,)).float() / 5, torch.randint(0, 256, (LARGE,)).float() / 255, "int16"),
+        (
+            torch.randint(0, 6, (LARGE,)).float() / 5,
+            torch.randint(0, 256, (LARGE,)).float() / 255,
+            "int16",
+        ),
         (torch.zeros(LARGE, dtype=torch.int64), torch.full((LARGE,), -1), "int16"),
         (torch.full((LARGE,), 2**20), torch.full((LARGE,), 2**40), "int64"),
         (torch.randn(LARGE).half().float(), torch.randn(LARGE), "float32"),
@@ -135,7 +145,10 @@ def test_shapes_that_differ():
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"builder": {"y": torch.ones(2)}}, "lacks the tensor builder.x|has, unlike the other samples"),
+        (
+            {"builder": {"y": torch.ones(2)}},
+            "lacks the tensor builder.x|has, unlike the other samples",
+        ),
         ({"builder": {}}, "lacks the tensor builder.x"),
         (one(torch.ones(2).double()), "builder.x is float64 with 1 dimension.*float32 with 1"),
         (one(torch.ones(2, 1)), "with 2 dimension"),
@@ -152,7 +165,11 @@ def test_what_does_not_fit_the_other_samples_is_told(other, message):
 def test_order_of_tensors_is_that_of_the_builders():
     sample = {"b": {"z": torch.ones(2), "a": torch.ones(3)}, "a": {"q": torch.ones(1)}}
     layout, packed = pack(sample, None)
-    assert [(field.builder, field.name) for field in layout.fields] == [("b", "z"), ("b", "a"), ("a", "q")]
+    assert [(field.builder, field.name) for field in layout.fields] == [
+        ("b", "z"),
+        ("b", "a"),
+        ("a", "q"),
+    ]
     swapped = {"a": sample["a"], "b": {"a": torch.full((3,), 2.0), "z": torch.ones(2)}}
     same, packed = pack(swapped, layout)
     assert same == layout and packed[1].tolist() == [2, 2, 2]

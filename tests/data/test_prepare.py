@@ -1,4 +1,5 @@
-"""`convoy prepare` from a gzip cache: the real command, processes that are killed, tasks side by side, bad input."""
+"""`convoy prepare` from a gzip cache: the real command, processes that are killed, tasks side by
+side, bad input."""
 
 import gzip
 import json
@@ -16,11 +17,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from convoy.cli import main
+from convoy.commands.__main__ import main
 from convoy.data.cache import Builders, CacheDataset, Split, collate, logs_in, scan
 from convoy.data.prepare.plan import Unit, share
 from convoy.data.prepare.tasks import Sign
-from convoy.data.shard_loader import ShardLoader, ShardReader, split_of
+from convoy.data.shard_loader import ShardLoader
+from convoy.data.shard_reader import ShardReader
+from convoy.data.shard_split import split_of
 from convoy.data.shards import load_manifest
 from convoy.topology import Task
 
@@ -55,7 +58,10 @@ def require_equal_to_cache(out, cache, left_out=0):
     for number, batch in enumerate(loader):
         reference = collate([theirs[index] for index in range(8 * number, 8 * number + batch.size)])
         for mine, other in zip(batch, reference, strict=True):
-            assert all(torch.equal(mine[name], other[name]) and mine[name].dtype == other[name].dtype for name in other)
+            assert all(
+                torch.equal(mine[name], other[name]) and mine[name].dtype == other[name].dtype
+                for name in other
+            )
 
 
 @pytest.fixture
@@ -68,7 +74,11 @@ def test_a_cache_is_packed_whole_and_verified(ego_cache, out, capsys):
     assert "32 samples of 4 logs in 12 shards" in (printed := capsys.readouterr().out)
     assert "verified" in printed
     require_equal_to_cache(out, ego_cache)
-    assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "preparation.json", "shards"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "manifest.json",
+        "preparation.json",
+        "shards",
+    ]
     assert len(list((out / "shards").iterdir())) == 24
     origin = load_manifest(out).origin
     assert origin["cache"] == str(ego_cache) and {"convoy", "navsim_commit"} <= origin.keys()
@@ -77,13 +87,30 @@ def test_a_cache_is_packed_whole_and_verified(ego_cache, out, capsys):
 def test_the_summary_as_json(ego_cache, out, capsys):
     assert prepare(out, ego_cache, "--json") == 0
     record = json.loads(capsys.readouterr().out)
-    assert (record["samples"], record["task_samples"], record["failed"], record["damaged"]) == (32, 32, [], [])
+    assert (record["samples"], record["task_samples"], record["failed"], record["damaged"]) == (
+        32,
+        32,
+        [],
+        [],
+    )
     assert record["bytes_per_sample"] == 8 * 4 + 24 * 8 + 256 / 8
 
 
 def test_several_processes_make_the_same(ego_cache, out, tmp_path):
     assert prepare(out, ego_cache) == 0
-    assert main(["prepare", str(tmp_path / "other"), "--from-cache", str(ego_cache), "--workers=2", "--no-verify"]) == 0
+    assert (
+        main(
+            [
+                "prepare",
+                str(tmp_path / "other"),
+                "--from-cache",
+                str(ego_cache),
+                "--workers=2",
+                "--no-verify",
+            ]
+        )
+        == 0
+    )
     one, other = load_manifest(out), load_manifest(tmp_path / "other")
     assert [(s.name, s.sha256) for s in one.shards] == [(s.name, s.sha256) for s in other.shards]
 
@@ -101,8 +128,18 @@ def test_again_does_only_what_is_missing(ego_cache, out, capsys):
 
 def command(out, cache, *arguments):
     # torch is slow to import; in one line, the program says when it begins to pack.
-    code = "import sys; from convoy.cli import main; import convoy.data.prepare.run; sys.exit(main(sys.argv[1:]))"
-    return [sys.executable, "-c", code, "prepare", str(out), "--from-cache", str(cache), "--workers=1", *arguments]
+    code = "import sys; from convoy.commands.__main__ import main; import convoy.data.prepare.run; sys.exit(main(sys.argv[1:]))"
+    return [
+        sys.executable,
+        "-c",
+        code,
+        "prepare",
+        str(out),
+        "--from-cache",
+        str(cache),
+        "--workers=1",
+        *arguments,
+    ]
 
 
 def wait_for(condition, seconds=60):
@@ -114,7 +151,8 @@ def wait_for(condition, seconds=60):
 
 @contextmanager
 def last_sample_held(cache):
-    """Whoever reads the last sample waits: packing gets there and no further, however fast the machine is."""
+    """Whoever reads the last sample waits: packing gets there and no further, however fast the
+    machine is."""
     path = tokens_of(cache)[-1] / "ego_status_feature.gz"
     whole, fifo = path.with_suffix(".whole"), path.with_suffix(".fifo")
     os.mkfifo(fifo)
@@ -125,7 +163,10 @@ def last_sample_held(cache):
     finally:
         content = whole.read_bytes()
         whole.replace(path)
-        with suppress(OSError), open(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK), "wb") as pipe:  # ENXIO: nobody waits
+        with (
+            suppress(OSError),
+            open(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK), "wb") as pipe,
+        ):  # ENXIO: nobody waits
             pipe.write(content)
 
 
@@ -141,7 +182,9 @@ def test_a_killed_run_is_completed_and_keeps_what_it_had(ego_cache, out):
     assert prepare(out, ego_cache, "--samples-per-shard=1") == 0
     done = {path.stem for path in (out / "shards").glob("*.json")}
     after = shard_times(out)
-    assert len(done) == 32 and sum(before[name] == after[name] for name in before) >= len(before) - 1
+    assert (
+        len(done) == 32 and sum(before[name] == after[name] for name in before) >= len(before) - 1
+    )
     require_equal_to_cache(out, ego_cache)
 
 
@@ -160,7 +203,14 @@ def foreign_sign(out, **changes):
     folder = out / ".starts/other"
     folder.mkdir(parents=True)
     (folder / "begin.json").write_text("{}")
-    sign = {"task": 0, "host": "node7", "process": 1, "process_space": "elsewhere", "job": "17", "restart": 0} | changes
+    sign = {
+        "task": 0,
+        "host": "node7",
+        "process": 1,
+        "process_space": "elsewhere",
+        "job": "17",
+        "restart": 0,
+    } | changes
     (folder / "task-0.json").write_text(json.dumps(vars(Sign(**sign))))
     return folder / "task-0.json"
 
@@ -181,8 +231,13 @@ def test_a_start_that_ended_is_no_hindrance(ego_cache, out, state):
 
 def test_a_requeued_job_goes_on_where_its_killed_start_was(ego_cache, out, monkeypatch):
     foreign_sign(out)
-    for name, value in {"CONVOY_TASKS": 1, "CONVOY_RUN_ID": "17-1", "CONVOY_RESTART": 1, "SLURM_JOB_ID": 17,
-                        "SLURM_PROCID": 0}.items():  # fmt: skip
+    for name, value in {
+        "CONVOY_TASKS": 1,
+        "CONVOY_RUN_ID": "17-1",
+        "CONVOY_RESTART": 1,
+        "SLURM_JOB_ID": 17,
+        "SLURM_PROCID": 0,
+    }.items():
         monkeypatch.setenv(name, str(value))
     assert prepare(out, ego_cache) == 0
 
@@ -192,10 +247,12 @@ def test_tasks_side_by_side_do_equal_shares_and_the_first_ends_the_whole(ego_cac
     processes = [
         subprocess.Popen(
             command(out, ego_cache, "--samples-per-shard=2", "--json"),
-            env=environment | {"SLURM_PROCID": str(task)}, stdout=subprocess.PIPE, text=True,
+            env=environment | {"SLURM_PROCID": str(task)},
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for task in range(3)
-    ]  # fmt: skip
+    ]
     records = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0]
     shares = [record["task_samples"] for record in records]
@@ -207,7 +264,12 @@ def test_tasks_side_by_side_do_equal_shares_and_the_first_ends_the_whole(ego_cac
 
 def test_a_task_that_stopped_is_reported_by_the_first(ego_cache, out, monkeypatch, capsys):
     """Task 1 of 2 met a full disk, say; its share is missing, and the same command does it."""
-    for name, value in {"CONVOY_TASKS": 2, "CONVOY_RUN_ID": "5-0", "SLURM_JOB_ID": 5, "SLURM_PROCID": 0}.items():
+    for name, value in {
+        "CONVOY_TASKS": 2,
+        "CONVOY_RUN_ID": "5-0",
+        "SLURM_JOB_ID": 5,
+        "SLURM_PROCID": 0,
+    }.items():
         monkeypatch.setenv(name, str(value))
     folder = out / ".starts/5-0"
     folder.mkdir(parents=True)
@@ -232,12 +294,22 @@ def test_shares_are_equal_within_a_tenth(tasks):
 
 
 def test_srun_tasks_are_told_apart():
-    step = {"SLURM_JOB_ID": "9", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"}
+    step = {
+        "SLURM_JOB_ID": "9",
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NUM_TASKS": "4",
+        "SLURM_PROCID": "3",
+    }
     assert Task.from_environment(step) == Task("9.0-0", 3, 4, "9", 0)
     assert Task.from_environment(step | {"SLURM_RESTART_COUNT": "2"}) == Task("9.0-2", 3, 4, "9", 2)
     batch = {"SLURM_JOB_ID": "9", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}
     assert Task.from_environment(batch).count == 1
-    handed = {"CONVOY_TASKS": "2", "CONVOY_RUN_ID": "9-1", "CONVOY_RESTART": "1", "SLURM_PROCID": "1"}
+    handed = {
+        "CONVOY_TASKS": "2",
+        "CONVOY_RUN_ID": "9-1",
+        "CONVOY_RESTART": "1",
+        "SLURM_PROCID": "1",
+    }
     assert Task.from_environment(handed | {"SLURM_JOB_ID": "9"}) == Task("9-1", 1, 2, "9", 1)
     assert Task.from_environment({}).start != Task.from_environment({}).start
 
@@ -253,7 +325,9 @@ def test_a_sample_without_a_builders_file_is_left_out_and_reported(ego_cache, ou
     token = tokens_of(ego_cache)[5]
     (token / "trajectory_target.gz").unlink()
     assert prepare(out, ego_cache) == 0
-    assert "FileNotFoundError" in failures(out)[token.name] and str(token) in failures(out)[token.name]
+    assert (
+        "FileNotFoundError" in failures(out)[token.name] and str(token) in failures(out)[token.name]
+    )
     printed = capsys.readouterr().out
     assert "1 samples were left out" in printed and "31 samples of 4 logs" in printed
     shutil.rmtree(token)
@@ -264,7 +338,9 @@ def test_nan_is_left_out_and_reported_unless_allowed(ego_cache, out, tmp_path):
     token = tokens_of(ego_cache)[9]
     write(token, "ego_status_feature", {"ego_status": torch.tensor([math.nan] * 8)})
     assert prepare(out, ego_cache) == 0
-    assert failures(out) == {token.name: "ego_status_feature.ego_status has values that are not finite"}
+    assert failures(out) == {
+        token.name: "ego_status_feature.ego_status has values that are not finite"
+    }
     require_equal_to_cache(out, ego_cache, left_out=1)
     assert prepare(tmp_path / "all", ego_cache, "--allow-non-finite") == 0
     assert load_manifest(tmp_path / "all").samples == 32
@@ -278,7 +354,10 @@ def test_another_schema_is_left_out_and_reported(ego_cache, out):
     assert prepare(out, ego_cache) == 0
     reasons = failures(out)
     assert "is float64 with 1 dimension(s), in other samples float32" in reasons[tokens[3].name]
-    assert "has, unlike the other samples, the tensor ego_status_feature.more" in reasons[tokens[4].name]
+    assert (
+        "has, unlike the other samples, the tensor ego_status_feature.more"
+        in reasons[tokens[4].name]
+    )
     assert "lacks the tensor trajectory_target.trajectory" in reasons[tokens[6].name]
     require_equal_to_cache_without(out, ego_cache, [tokens[3], tokens[4], tokens[6]])
 
@@ -320,12 +399,16 @@ def test_a_pickle_that_would_run_code_is_refused(ego_cache, out, tmp_path):
     write(token, "ego_status_feature", {"ego_status": Bomb(mark)})
     assert prepare(out, ego_cache) == 0
     assert not mark.exists()
-    assert "asks for pathlib" in failures(out)[token.name] and "data.trust_cache=true" in failures(out)[token.name]
+    assert (
+        "asks for pathlib" in failures(out)[token.name]
+        and "data.trust_cache=true" in failures(out)[token.name]
+    )
     require_equal_to_cache_without(out, ego_cache, [token])
 
 
 def test_a_pickle_hidden_in_a_tensors_storage_is_refused(ego_cache, out, tmp_path, monkeypatch):
-    """torch.storage._load_from_bytes, which tensors' pickles call, would unpickle anything itself."""
+    """torch.storage._load_from_bytes, which tensors' pickles call, would unpickle anything
+    itself."""
     import io
 
     mark = tmp_path / "mark"
@@ -372,7 +455,10 @@ def test_duplicate_tokens_are_told(ego_cache, out, capsys):
     token = tokens_of(ego_cache)[0]
     shutil.copytree(token, ego_cache / "log-3" / token.name)
     assert prepare(out, ego_cache) == 1
-    assert f"token {token.name} is in two logs of {ego_cache}, log-0 and log-3" in capsys.readouterr().err
+    assert (
+        f"token {token.name} is in two logs of {ego_cache}, log-0 and log-3"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("content", ["missing", "empty"])
@@ -410,7 +496,8 @@ def test_nothing_that_could_be_packed(ego_cache, out, capsys):
 
 
 def test_a_full_disk_ends_the_run_and_keeps_what_is_whole(tmp_path):
-    """The kernel refuses to let files grow beyond a limit: the same path as a disk without space."""
+    """The kernel refuses to let files grow beyond a limit: the same path as a disk without
+    space."""
     cache, out = tmp_path / "cache", tmp_path / "out"
     for log, size in (("log-a", 10), ("log-b", 60_000)):
         (cache / log / f"{log}-token").mkdir(parents=True)
@@ -422,8 +509,14 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_whole(tmp_path):
 
     done = subprocess.run(command(out, cache), preexec_fn=limited, text=True, capture_output=True)
     assert done.returncode == 1
-    assert "log-b-000.safetensors could not be written: File too large. Finished shards are kept" in done.stderr
+    assert (
+        "log-b-000.safetensors could not be written: File too large. Finished shards are kept"
+        in done.stderr
+    )
     assert "Traceback" not in done.stderr
-    assert [path.name for path in sorted((out / "shards").iterdir())] == ["log-a-000.json", "log-a-000.safetensors"]
+    assert [path.name for path in sorted((out / "shards").iterdir())] == [
+        "log-a-000.json",
+        "log-a-000.safetensors",
+    ]
     assert prepare(out, cache) == 0
     assert load_manifest(out).samples == 2

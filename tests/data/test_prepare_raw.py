@@ -1,4 +1,5 @@
-"""`convoy prepare` from raw logs, through NAVSIM's own loader and builders; NAVSIM's own caching is the reference."""
+"""`convoy prepare` from raw logs, through NAVSIM's own loader and builders; NAVSIM's own caching is
+the reference."""
 
 import json
 import pickle
@@ -7,14 +8,17 @@ import shutil
 import pytest
 import torch
 
-from convoy.agents import navsim
-from convoy.cli import main
+from convoy.commands.__main__ import main
 from convoy.data.cache import Builders, CacheDataset, Split, collate, logs_in, scan
 from convoy.data.prepare.inputs import RawInput
 from convoy.data.prepare.run import Options, prepare
-from convoy.data.shard_loader import ShardLoader, ShardReader, split_of
+from convoy.data.shard_loader import ShardLoader
+from convoy.data.shard_reader import ShardReader
+from convoy.data.shard_split import split_of
 from convoy.data.shards import load_manifest
 from convoy.errors import ConvoyError
+from convoy.navsim.importing import make_importable
+from convoy.navsim.scenes import open_log, scene_split
 from convoy.topology import Task
 
 TRANSFUSER = Builders(("transfuser_feature",), ("transfuser_target",))
@@ -25,7 +29,7 @@ SPLIT = ("train_test_split=mini", "train_test_split.scene_filter.frame_interval=
 def environment(navsim_tree, raw_data, monkeypatch):
     for name, value in raw_data.environment.items():
         monkeypatch.setenv(name, value)
-    navsim.make_importable()
+    make_importable()
     import navsim.common.dataclasses as dataclasses  # it reads NUPLAN_MAPS_ROOT when it is imported
 
     monkeypatch.setattr(dataclasses, "NUPLAN_MAPS_ROOT", raw_data.environment["NUPLAN_MAPS_ROOT"])
@@ -34,22 +38,34 @@ def environment(navsim_tree, raw_data, monkeypatch):
 
 def transfuser_builders():
     from navsim.agents.transfuser.transfuser_config import TransfuserConfig
-    from navsim.agents.transfuser.transfuser_features import TransfuserFeatureBuilder, TransfuserTargetBuilder
+    from navsim.agents.transfuser.transfuser_features import (
+        TransfuserFeatureBuilder,
+        TransfuserTargetBuilder,
+    )
     from navsim.common.dataclasses import SensorConfig
     from nuplan.planning.simulation.trajectory.trajectory_sampling import TrajectorySampling
 
     config = TransfuserConfig()
-    target = TransfuserTargetBuilder(TrajectorySampling(time_horizon=4, interval_length=0.5), config)
+    target = TransfuserTargetBuilder(
+        TrajectorySampling(time_horizon=4, interval_length=0.5), config
+    )
     sensors = SensorConfig(
-        cam_f0=[3], cam_l0=[3], cam_r0=[3], lidar_pc=[3],
-        cam_l1=False, cam_l2=False, cam_r1=False, cam_r2=False, cam_b0=False,
-    )  # fmt: skip
+        cam_f0=[3],
+        cam_l0=[3],
+        cam_r0=[3],
+        lidar_pc=[3],
+        cam_l1=False,
+        cam_l2=False,
+        cam_r1=False,
+        cam_r2=False,
+        cam_b0=False,
+    )
     return (TransfuserFeatureBuilder(config),), (target,), sensors
 
 
 def raw_input(root, features=None, **scene_filter):
     given, targets, sensors = transfuser_builders()
-    chosen = navsim.scene_split("mini", SPLIT[1:])["scene_filter"] | scene_filter
+    chosen = scene_split("mini", SPLIT[1:])["scene_filter"] | scene_filter
     logs, blobs = root / "navsim_logs/mini", root / "sensor_blobs/mini"
     return RawInput(logs, blobs, "mini", chosen, features or given, targets, sensors)
 
@@ -62,16 +78,21 @@ def pack(root, out, **options):
 @pytest.fixture(scope="module")
 def navsim_cache(navsim_tree, raw_data, tmp_path_factory):
     """What NAVSIM's own caching writes for the same scenes."""
-    navsim.make_importable()
+    make_importable()
     import navsim.common.dataclasses as dataclasses
     from navsim.planning.training.dataset import Dataset
 
-    before, dataclasses.NUPLAN_MAPS_ROOT = dataclasses.NUPLAN_MAPS_ROOT, raw_data.environment["NUPLAN_MAPS_ROOT"]
+    before, dataclasses.NUPLAN_MAPS_ROOT = (
+        dataclasses.NUPLAN_MAPS_ROOT,
+        raw_data.environment["NUPLAN_MAPS_ROOT"],
+    )
     cache = tmp_path_factory.mktemp("navsim-cache")
     features, targets, sensors = transfuser_builders()
-    chosen = navsim.scene_split("mini", SPLIT[1:])["scene_filter"]
+    chosen = scene_split("mini", SPLIT[1:])["scene_filter"]
     for path in sorted((raw_data.root / "navsim_logs/mini").glob("*.pkl")):
-        loader = navsim.open_log(path.stem, path.parent, raw_data.root / "sensor_blobs/mini", chosen, sensors)
+        loader = open_log(
+            path.stem, path.parent, raw_data.root / "sensor_blobs/mini", chosen, sensors
+        )
         Dataset(loader, list(features), list(targets), str(cache), force_cache_computation=True)
     dataclasses.NUPLAN_MAPS_ROOT = before
     return cache
@@ -87,7 +108,10 @@ def test_the_same_bits_as_navsims_own_caching(environment, navsim_cache, tmp_pat
     (ours,) = ShardLoader(split, TRANSFUSER, order, len(order), ShardReader(2, False), 1)
     for mine, other in zip(ours, collate([theirs[index] for index in order]), strict=True):
         assert list(mine) == list(other)
-        assert all(torch.equal(mine[name], other[name]) and mine[name].dtype == other[name].dtype for name in other)
+        assert all(
+            torch.equal(mine[name], other[name]) and mine[name].dtype == other[name].dtype
+            for name in other
+        )
     packed = {field.name: (field.packed, field.divisor) for field in manifest.layouts[0].fields}
     assert packed["camera_feature"] == ("uint8", 255) and packed["lidar_feature"] == ("uint8", 5)
     assert packed["bev_semantic_map"] == ("uint8", 1)
@@ -99,26 +123,47 @@ def test_the_manifest_says_how_it_was_made(environment, tmp_path):
     assert (feature.name, feature.role, target.role) == ("transfuser_feature", "feature", "target")
     assert feature.cls == "navsim.agents.transfuser.transfuser_features.TransfuserFeatureBuilder"
     assert feature.config["_config"]["lidar_max_x"] == 32
-    assert manifest.origin["train_test_split"] == "mini" and len(manifest.origin["navsim_commit"]) >= 40
+    assert (
+        manifest.origin["train_test_split"] == "mini"
+        and len(manifest.origin["navsim_commit"]) >= 40
+    )
     assert load_manifest(tmp_path) == manifest
     for shard in manifest.shards:
         assert shard.seconds["builders"] > 0 and shard.seconds["scenes"] > 0
 
 
 def test_the_command_with_navsims_names(environment, tmp_path, capsys):
-    arguments = ["prepare", str(tmp_path), "agent=ego_status_mlp_agent", "--workers=2", "--json", *SPLIT]
+    arguments = [
+        "prepare",
+        str(tmp_path),
+        "agent=ego_status_mlp_agent",
+        "--workers=2",
+        "--json",
+        *SPLIT,
+    ]
     assert main(arguments) == 0
     record = json.loads(capsys.readouterr().out)
-    assert (record["samples"], record["failed"], record["logs"]) == (environment.samples, [], environment.logs)
-    assert {builder.name for builder in load_manifest(tmp_path).builders} == {"ego_status_feature", "trajectory_target"}
+    assert (record["samples"], record["failed"], record["logs"]) == (
+        environment.samples,
+        [],
+        environment.logs,
+    )
+    assert {builder.name for builder in load_manifest(tmp_path).builders} == {
+        "ego_status_feature",
+        "trajectory_target",
+    }
 
 
 def test_scene_filters_choose(environment, tmp_path):
     everything = pack(environment.root, tmp_path / "all")
     log, token = everything.shards[0].log, everything.shards[0].tokens[1]
-    one = pack(environment.root, tmp_path / "one", source=raw_input(environment.root, tokens=[token]))
+    one = pack(
+        environment.root, tmp_path / "one", source=raw_input(environment.root, tokens=[token])
+    )
     assert [shard.tokens for shard in one.shards if shard.tokens] == [(token,)]
-    of_log = pack(environment.root, tmp_path / "log", source=raw_input(environment.root, log_names=[log]))
+    of_log = pack(
+        environment.root, tmp_path / "log", source=raw_input(environment.root, log_names=[log])
+    )
     assert of_log.logs == (log,)
 
 
@@ -135,7 +180,10 @@ def test_a_log_without_its_sensors_is_reported_and_the_rest_is_done(environment,
     manifest = pack(root, tmp_path / "out")
     assert manifest.samples == environment.samples // 2
     assert {failure.log for failure in manifest.failures} == {logs[0]}
-    assert all("FileNotFoundError" in failure.reason and logs[0] in failure.reason for failure in manifest.failures)
+    assert all(
+        "FileNotFoundError" in failure.reason and logs[0] in failure.reason
+        for failure in manifest.failures
+    )
 
 
 def test_a_missing_picture_costs_its_sample_only(environment, tmp_path):
@@ -189,14 +237,18 @@ class Careless:
 
 def test_a_builder_that_raises_or_gives_nan_is_reported_with_the_token(environment, tmp_path):
     builder = Careless(transfuser_builders()[0][0], raises={4}, nans={6})
-    manifest = pack(environment.root, tmp_path, source=raw_input(environment.root, features=(builder,)))
+    manifest = pack(
+        environment.root, tmp_path, source=raw_input(environment.root, features=(builder,))
+    )
     reasons = sorted(failure.reason for failure in manifest.failures)
     assert reasons == [
         "ZeroDivisionError: no lanes here",
         "transfuser_feature.status_feature has values that are not finite",
     ]
     tokens = {token for shard in manifest.shards for token in shard.tokens}
-    assert len(tokens) == environment.samples - 2 and not tokens & {failure.token for failure in manifest.failures}
+    assert len(tokens) == environment.samples - 2 and not tokens & {
+        failure.token for failure in manifest.failures
+    }
 
 
 def test_builders_that_cannot_be_sent_to_processes_are_told(environment):
@@ -211,9 +263,15 @@ def test_builders_that_cannot_be_sent_to_processes_are_told(environment):
     [
         (["train_test_split=navtran"], "Unknown train_test_split 'navtran'. Found in .*navtrain"),
         ([*SPLIT, "navsim_log_path=/nowhere"], "navsim_log_path=/nowhere is not a directory"),
-        ([SPLIT[0], "train_test_split.scene_filter.frames=1"], "no setting 'train_test_split.scene_filter.frames'"),
+        (
+            [SPLIT[0], "train_test_split.scene_filter.frames=1"],
+            "no setting 'train_test_split.scene_filter.frames'",
+        ),
         ([SPLIT[0], "train_test_split.scene_filter.max_scenes=3"], "asks for max_scenes"),
-        ([SPLIT[0], "train_test_split.scene_filter.log_names=[gone]"], "holds no <log>.pkl of the 1 logs"),
+        (
+            [SPLIT[0], "train_test_split.scene_filter.log_names=[gone]"],
+            "holds no <log>.pkl of the 1 logs",
+        ),
     ],
 )
 def test_mistakes_are_told_before_any_work(environment, tmp_path, capsys, overrides, message):

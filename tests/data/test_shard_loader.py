@@ -13,7 +13,9 @@ import torch
 from convoy.data import shard_loader
 from convoy.data.cache import Builders, CacheDataset, Split, collate, scan
 from convoy.data.packed_batch import PackedBatch
-from convoy.data.shard_loader import ShardLoader, ShardReader, damaged_shards, require_builders, split_of
+from convoy.data.shard_loader import ShardLoader
+from convoy.data.shard_reader import ShardReader
+from convoy.data.shard_split import damaged_shards, require_builders, split_of
 from convoy.data.shard_writer import ShardWriter
 from convoy.data.shards import Builder, Manifest, load_manifest, shard_path, write_manifest
 from convoy.errors import ConvoyError
@@ -25,7 +27,9 @@ HELD = (Builder("camera", "feature"), Builder("status", "feature"), Builder("tar
 def sample(number, width=40):
     generator = torch.Generator().manual_seed(number)
     return {
-        "camera": {"image": torch.randint(0, 256, (3, 16, width), generator=generator).float() / 255},
+        "camera": {
+            "image": torch.randint(0, 256, (3, 16, width), generator=generator).float() / 255
+        },
         "status": {"status": torch.rand(5, generator=generator), "number": torch.tensor(number)},
         "targets": {
             "trajectory": torch.rand(4, 3, generator=generator, dtype=torch.float64),
@@ -36,7 +40,8 @@ def sample(number, width=40):
 
 
 def write(root, logs, make=sample):
-    """Shards of several logs; sample k overall is `make(k)`. Tokens are in another order than their records."""
+    """Shards of several logs; sample k overall is `make(k)`. Tokens are in another order than their
+    records."""
     shards, number = [], 0
     for log, count in logs.items():
         with ShardWriter(root, log, 0, None) as writer:
@@ -110,7 +115,11 @@ def test_a_split_survives_the_way_to_other_ranks(root):
 
 @pytest.mark.parametrize(
     "builders",
-    [Builders(("status",), ("targets",)), Builders(("camera",), ()), Builders(("status", "camera"), ())],
+    [
+        Builders(("status",), ("targets",)),
+        Builders(("camera",), ()),
+        Builders(("status", "camera"), ()),
+    ],
     ids=["gap-before", "first-only", "other-order"],
 )
 def test_an_agent_with_some_of_the_builders_reads_only_those(root, builders, monkeypatch):
@@ -126,7 +135,9 @@ def test_an_agent_with_some_of_the_builders_reads_only_those(root, builders, mon
 
 
 def test_builders_that_the_shards_lack_are_named(root):
-    with pytest.raises(ConvoyError, match="hold nothing of the builder.s. lidar; .*camera, status, targets"):
+    with pytest.raises(
+        ConvoyError, match="hold nothing of the builder.s. lidar; .*camera, status, targets"
+    ):
         require_builders(load_manifest(root), root, Builders(("lidar",), ("targets",)))
 
 
@@ -138,7 +149,9 @@ def test_taking_one_batch_reads_little_more_than_that(root, monkeypatch):
 
     def read(*arguments):
         reads.append(1)
-        assert len(reads) <= 4 or let_go.wait(60)  # what is read ahead lasts until the iterator was let go of
+        assert len(reads) <= 4 or let_go.wait(
+            60
+        )  # what is read ahead lasts until the iterator was let go of
         return preadv(*arguments)
 
     def wait_for_readers(futures):
@@ -190,7 +203,9 @@ def test_the_same_bits_as_from_the_gzip_cache(tmp_path):
     for index, name in enumerate(split.samples):
         for builder, tensors in original(split, index).items():
             (tmp_path / "cache" / name).mkdir(parents=True, exist_ok=True)
-            with gzip.open(tmp_path / "cache" / name / f"{builder}.gz", "wb", compresslevel=1) as file:
+            with gzip.open(
+                tmp_path / "cache" / name / f"{builder}.gz", "wb", compresslevel=1
+            ) as file:
                 pickle.dump(tensors, file)
     found = scan(tmp_path / "cache", ["x", "y"], BUILDERS)
     assert found.samples == split.samples
@@ -199,7 +214,10 @@ def test_the_same_bits_as_from_the_gzip_cache(tmp_path):
     ours = next(iter(loader(split, order, batch_size=5)))
     for mine, other in zip(ours, collate([theirs[index] for index in order]), strict=True):
         assert list(mine) == list(other)
-        assert all(torch.equal(mine[name], other[name]) and mine[name].dtype == other[name].dtype for name in mine)
+        assert all(
+            torch.equal(mine[name], other[name]) and mine[name].dtype == other[name].dtype
+            for name in mine
+        )
 
 
 def test_batches_over_shards_that_are_packed_differently(tmp_path):
@@ -229,7 +247,9 @@ def test_shapes_that_differ_are_told_when_they_meet_and_read_when_they_do_not(tm
     require_equal(next(iter(loader(split, even))), split, even, make=make)
     for index in range(6):
         require_equal(next(iter(loader(split, [index], batch_size=1))), split, [index], make=make)
-    with pytest.raises(ConvoyError, match=r"differ in the shape of camera.image \(3x16x40, 3x16x48\)"):
+    with pytest.raises(
+        ConvoyError, match=r"differ in the shape of camera.image \(3x16x40, 3x16x48\)"
+    ):
         list(loader(split))
 
 
@@ -248,7 +268,9 @@ def test_a_damaged_shard_is_named(tmp_path, damage, threads):
     path = shard_path(tmp_path, "b-000")
     damage(path)
     assert list(damaged_shards(split)) == ["b-000"]
-    with pytest.raises(ConvoyError, match=f"{path} cannot be read: (it ends|No such file).*convoy data verify"):
+    with pytest.raises(
+        ConvoyError, match=f"{path} cannot be read: (it ends|No such file).*convoy data verify"
+    ):
         list(loader(split, threads=threads))
     whole = split.without(damaged_shards(split))
     assert [name.split("/")[0] for name in whole.samples] == ["a"] * 5

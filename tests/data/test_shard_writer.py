@@ -23,11 +23,16 @@ def read_back(root, shard):
     path = shard_path(root, shard.name)
     with safe_open(path, "numpy") as file:
         records = file.get_tensor("records")
-    assert hashlib.sha256(records.tobytes()).hexdigest() == shard.sha256 and path.stat().st_size == shard.bytes
+    assert (
+        hashlib.sha256(records.tobytes()).hexdigest() == shard.sha256
+        and path.stat().st_size == shard.bytes
+    )
     assert len(records) == len(shard.tokens) or shard.offsets is not None
     field, content = shard.layout.fields[0], path.read_bytes()
     spans = [shard.span(row) for row in range(len(shard.tokens))]
-    return [unpack(field, split_record(shard.layout, content[start:end])[0]) for start, end in spans]
+    return [
+        unpack(field, split_record(shard.layout, content[start:end])[0]) for start, end in spans
+    ]
 
 
 @pytest.mark.parametrize(
@@ -35,7 +40,12 @@ def read_back(root, shard):
     [
         [torch.full((500,), float(number)) for number in range(4)],
         [torch.zeros(500), torch.rand(500), torch.zeros(500)],
-        [torch.zeros(500), torch.full((500,), 0.2), torch.full((500,), 9.0), torch.full((500,), -1e6)],
+        [
+            torch.zeros(500),
+            torch.full((500,), 0.2),
+            torch.full((500,), 9.0),
+            torch.full((500,), -1e6),
+        ],
         [torch.zeros(500), torch.ones(700), torch.rand(3)],
     ],
     ids=["fits", "widened-at-once", "widened-twice", "shapes"],
@@ -104,8 +114,11 @@ except WriteError as error:
 """
     limit = (200_000, 200_000)
     done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path], text=True, capture_output=True, check=True,
+        [sys.executable, "-c", code, tmp_path],
+        text=True,
+        capture_output=True,
+        check=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
-    )  # fmt: skip
+    )
     assert "log-000.safetensors could not be written: File too large" in done.stdout
     assert os.listdir(tmp_path / "shards") == []

@@ -3,12 +3,11 @@ from dataclasses import replace
 
 import pytest
 
+from convoy.data.layout import Field, Layout
 from convoy.data.shards import (
     RECORDS_AT,
     Builder,
     Failure,
-    Field,
-    Layout,
     Manifest,
     Shard,
     load_manifest,
@@ -57,7 +56,9 @@ def test_a_manifest_comes_back(root):
     manifest = load_manifest(root)
     assert manifest == MANIFEST
     assert (
-        manifest.samples == 3 and manifest.bytes == 256 + 33 * 2 + 306 and manifest.logs == ("log-a", "log-b", "log-c")
+        manifest.samples == 3
+        and manifest.bytes == 256 + 33 * 2 + 306
+        and manifest.logs == ("log-a", "log-b", "log-c")
     )
     assert manifest.layouts == (LAYOUT, VARYING)
     assert [failure.token for failure in manifest.failures] == ["t4"]
@@ -90,7 +91,9 @@ def test_no_manifest(tmp_path):
 def test_a_preparation_that_was_not_finished(tmp_path):
     (tmp_path / "shards").mkdir()
     write_entry(tmp_path, MANIFEST.shards[0])
-    with pytest.raises(ConvoyError, match=r"was not finished \(1 shards are\).*same `convoy prepare`"):
+    with pytest.raises(
+        ConvoyError, match=r"was not finished \(1 shards are\).*same `convoy prepare`"
+    ):
         load_manifest(tmp_path)
 
 
@@ -106,7 +109,9 @@ def test_another_format_is_refused(root):
         load_manifest(root)
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"\x80\x04", b"[]", b'{"format": "convoy-shards", "version": 1}'])
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"\x80\x04", b"[]", b'{"format": "convoy-shards", "version": 1}']
+)
 def test_a_damaged_manifest_is_named(root, damage):
     (root / "manifest.json").write_bytes(damage)
     with pytest.raises(ConvoyError, match=str(root / "manifest.json")):
@@ -123,13 +128,19 @@ def test_a_manifest_that_contradicts_itself_is_refused(root):
 
 @pytest.mark.parametrize(
     "field",
-    [replace(FIELD, dtype="float64"), replace(FIELD, name="other"), replace(FIELD, ndim=3, shape=(4, 8, 1))],
+    [
+        replace(FIELD, dtype="float64"),
+        replace(FIELD, name="other"),
+        replace(FIELD, ndim=3, shape=(4, 8, 1)),
+    ],
     ids=["dtype", "name", "dimensions"],
 )
 def test_mixed_schemas_are_refused(root, field):
     other = Layout((field, LAYOUT.fields[1]))
     write_manifest(root, Manifest((), {}, (shard("a", ["1"]), shard("b", ["2"], layout=other))))
-    with pytest.raises(ConvoyError, match="The shards a-000 and b-000 have different schemas: b.(x|other)"):
+    with pytest.raises(
+        ConvoyError, match="The shards a-000 and b-000 have different schemas: b.(x|other)"
+    ):
         load_manifest(root)
 
 
@@ -151,8 +162,10 @@ def test_host_tools_read_manifests_without_torch_or_numpy(root):
     import sys
 
     code = (
-        "import sys; from convoy.cli import main; assert main(['data', 'ls', sys.argv[1]]) == 0; "
-        "print(sorted({'torch', 'numpy', 'navsim'} & set(sys.modules)))"
+        "import sys; from convoy.commands.__main__ import main; assert main(['data', 'ls', "
+        "sys.argv[1]]) == 0; print(sorted({'torch', 'numpy', 'navsim'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code, root], text=True, capture_output=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, root], text=True, capture_output=True, check=True
+    )
     assert done.stdout.splitlines()[-1] == "[]"

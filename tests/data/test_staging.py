@@ -8,7 +8,9 @@ import torch
 
 from convoy.data import staging
 from convoy.data.cache import Builders
-from convoy.data.shard_loader import ShardLoader, ShardReader, split_of
+from convoy.data.shard_loader import ShardLoader
+from convoy.data.shard_reader import ShardReader
+from convoy.data.shard_split import split_of
 from convoy.data.shard_writer import ShardWriter
 from convoy.data.shards import Builder, Manifest, load_manifest, shard_path, write_manifest
 from convoy.data.staging import StagedShards, Staging, staged_folder
@@ -21,7 +23,9 @@ def root(tmp_path):
     for log in "abcd":
         with ShardWriter(tmp_path / "set", log, 0, None) as writer:
             for row in range(6):
-                writer.add(f"{log}{row}", {"x": {"value": torch.full((3000,), float(ord(log) * 10 + row))}})
+                writer.add(
+                    f"{log}{row}", {"x": {"value": torch.full((3000,), float(ord(log) * 10 + row))}}
+                )
             shards.append(writer.finish({}))
     write_manifest(tmp_path / "set", Manifest((Builder("x", "feature"),), {}, tuple(shards)))
     return tmp_path / "set"
@@ -55,7 +59,9 @@ def test_copies_are_whole_and_used(root, shards, folder):
     assert max(seen) == (work.bytes, work.bytes)
     assert names(folder) == [f"{log}-000.safetensors" for log in "abcd"]
     shutil.rmtree(root / "shards")  # what is read now comes from the copy
-    assert values(root, shards, StagedShards(folder)) == [ord(log) * 10 + row for log in "abcd" for row in range(6)]
+    assert values(root, shards, StagedShards(folder)) == [
+        ord(log) * 10 + row for log in "abcd" for row in range(6)
+    ]
 
 
 def values(root, shards, staged):
@@ -108,7 +114,10 @@ def test_reading_goes_on_while_copying(root, shards, folder, monkeypatch):
 
 def test_a_part_is_staged_up_to_a_limit(root, shards, folder):
     work = stage(root, shards, folder, most_bytes=2.5 * shards[0].bytes)
-    assert work.bytes == 2 * shards[0].bytes and names(folder) == ["a-000.safetensors", "b-000.safetensors"]
+    assert work.bytes == 2 * shards[0].bytes and names(folder) == [
+        "a-000.safetensors",
+        "b-000.safetensors",
+    ]
     assert values(root, shards, StagedShards(folder))[-1] == ord("d") * 10 + 5
 
 
@@ -116,7 +125,9 @@ def test_too_little_room_is_told_before_anything_is_copied(root, shards, folder,
     usage = shutil.disk_usage(root)._replace(free=staging.RESERVED + shards[0].bytes)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     (folder.parent / "convoy-older").mkdir(parents=True)
-    with pytest.raises(ConvoyError, match=r"data.stage: 0.0 GB are to be copied.*data.stage_gb=0.*convoy-older"):
+    with pytest.raises(
+        ConvoyError, match=r"data.stage: 0.0 GB are to be copied.*data.stage_gb=0.*convoy-older"
+    ):
         Staging(root, shards, folder)
     assert names(folder) == []
 
@@ -130,7 +141,9 @@ def test_a_damaged_shard_is_never_staged_and_stops_the_training(root, shards, fo
     work.start()
     with pytest.raises(ConvoyError, match=f"{path} does not have the checksum"):
         work.wait()
-    assert "c-000.safetensors" not in names(folder) and not any(name.endswith(".tmp") for name in names(folder))
+    assert "c-000.safetensors" not in names(folder) and not any(
+        name.endswith(".tmp") for name in names(folder)
+    )
     with pytest.raises(ConvoyError, match="checksum"):
         work.check()
 

@@ -1,4 +1,5 @@
-"""The built images, and how they are run here: by Apptainer itself, or by one that is in the testbed's container."""
+"""The built images, and how they are run here: by Apptainer itself, or by one that is in the
+testbed's container."""
 
 import functools
 import json
@@ -19,7 +20,10 @@ SIF = ROOT / "build" / "convoy.sif"
 def docker() -> str | None:
     """A docker whose daemon answers; Debian's own has BuildKit built in."""
     for program in ("/usr/bin/docker", "docker"):
-        if shutil.which(program) and not subprocess.run([program, "info"], capture_output=True).returncode:
+        if (
+            shutil.which(program)
+            and not subprocess.run([program, "info"], capture_output=True).returncode
+        ):
             return program
     return None
 
@@ -38,14 +42,26 @@ class Apptainer:
         self, *command: str | Path, errors: int = subprocess.STDOUT, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*apptainer_prefix(), "env", *(f"{name}={value}" for name, value in environment.items()), *command],
-            cwd=ROOT, env=os.environ | {"DOCKER": docker() or "docker"}, text=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=errors, timeout=1500,
-        )  # fmt: skip
+            [
+                *apptainer_prefix(),
+                "env",
+                *(f"{name}={value}" for name, value in environment.items()),
+                *command,
+            ],
+            cwd=ROOT,
+            env=os.environ | {"DOCKER": docker() or "docker"},
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            timeout=1500,
+        )
 
     def run(self, *arguments: str | Path, **environment: str) -> str:
         """`apptainer ARGUMENTS…`; its standard output, or the test fails."""
-        done = self.command("apptainer", "--quiet", *arguments, errors=subprocess.PIPE, **environment)
+        done = self.command(
+            "apptainer", "--quiet", *arguments, errors=subprocess.PIPE, **environment
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -53,7 +69,9 @@ class Apptainer:
 @pytest.fixture(scope="session")
 def apptainer(requirement) -> Apptainer:
     requirement(
-        "apptainer", apptainer_prefix() is not None, "neither Apptainer nor Docker here (apt install docker.io)"
+        "apptainer",
+        apptainer_prefix() is not None,
+        "neither Apptainer nor Docker here (apt install docker.io)",
     )
     return Apptainer()
 
@@ -61,11 +79,15 @@ def apptainer(requirement) -> Apptainer:
 @pytest.fixture(scope="session")
 def sif(apptainer: Apptainer, requirement) -> Path:
     requirement(
-        "image", SIF.exists(), f"no {SIF}: make image VARIANT=cpu (or testbed/apptainer make image VARIANT=cpu)"
+        "image",
+        SIF.exists(),
+        f"no {SIF}: make image VARIANT=cpu (or testbed/apptainer make image VARIANT=cpu)",
     )
     labels = json.loads(apptainer.run("inspect", "--json", SIF))["data"]["attributes"]["labels"]
     requirement(
-        "image", labels["convoy.variant"] == "cpu", "the image is not of the cpu variant: make image VARIANT=cpu"
+        "image",
+        labels["convoy.variant"] == "cpu",
+        "the image is not of the cpu variant: make image VARIANT=cpu",
     )
     return SIF
 
@@ -73,7 +95,10 @@ def sif(apptainer: Apptainer, requirement) -> Path:
 @pytest.fixture(scope="session")
 def docker_image(requirement) -> str:
     built = (
-        docker() and not subprocess.run([docker(), "image", "inspect", "convoy:cpu"], capture_output=True).returncode
+        docker()
+        and not subprocess.run(
+            [docker(), "image", "inspect", "convoy:cpu"], capture_output=True
+        ).returncode
     )
     requirement("docker", bool(built), "no Docker image convoy:cpu: make docker VARIANT=cpu")
     return "convoy:cpu"

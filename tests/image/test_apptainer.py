@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from convoy.agents.navsim import write_random_backbone
+from convoy.navsim.weights import write_random_backbone
 
-CPU = ("trainer.params.accelerator=cpu", "trainer.params.precision=32-true", "dataloader.params.num_workers=0")
+CPU = (
+    "trainer.params.accelerator=cpu",
+    "trainer.params.precision=32-true",
+    "dataloader.params.num_workers=0",
+)
 ISOLATED = ("--cleanenv", "--containall", "--no-home", "--pwd=/")
 
 
@@ -31,11 +35,14 @@ def test_doctor_finds_what_the_recipe_pins(doctor):
 def test_doctor_sees_missing_gpus_and_says_so_in_one_line(apptainer, sif):
     done = apptainer.command("apptainer", "--quiet", "run", *ISOLATED, sif, "doctor", "--gpus", "4")
     assert done.returncode == 3
-    assert "convoy doctor: GPUs: 4 expected, 0 seen" in done.stdout and "Traceback" not in done.stdout
+    assert (
+        "convoy doctor: GPUs: 4 expected, 0 seen" in done.stdout and "Traceback" not in done.stdout
+    )
 
 
 def test_nothing_of_the_host_leaks_in(apptainer, sif, workspace: Path):
-    """A fake torch in ~/.local and on PYTHONPATH, a conda environment: all would win in a naive image."""
+    """A fake torch in ~/.local and on PYTHONPATH, a conda environment: all would win in a naive
+    image."""
     home = workspace / "home"
     for folder in (home / ".local/lib/python3.11/site-packages/torch", home / "modules/torch"):
         folder.mkdir(parents=True)
@@ -44,49 +51,81 @@ def test_nothing_of_the_host_leaks_in(apptainer, sif, workspace: Path):
     poison["PYTHONPATH"] = str(home / "modules")
     program = "import sys, torch; print(torch.__file__, sys.prefix)"
     expected = "/opt/convoy/venv/lib/python3.11/site-packages/torch/__init__.py /opt/convoy/venv\n"
-    assert apptainer.run("exec", f"--home={home}", sif, "python", "-c", program, **poison) == expected
+    assert (
+        apptainer.run("exec", f"--home={home}", sif, "python", "-c", program, **poison) == expected
+    )
     assert apptainer.run("exec", *ISOLATED, sif, "python", "-c", program, **poison) == expected
-    assert json.loads(apptainer.run("run", f"--home={home}", sif, "doctor", "--json", **poison))["ok"]
+    assert json.loads(apptainer.run("run", f"--home={home}", sif, "doctor", "--json", **poison))[
+        "ok"
+    ]
 
     # On purpose it works, and the doctor says so.
     chosen = f"--env=PYTHONPATH={home}/modules"
-    fake = apptainer.command("apptainer", "--quiet", "exec", f"--bind={home}", chosen, sif, "python", "-c", program)
+    fake = apptainer.command(
+        "apptainer", "--quiet", "exec", f"--bind={home}", chosen, sif, "python", "-c", program
+    )
     assert "the fake torch was imported" in fake.stdout
 
 
-def test_the_image_is_read_only_and_nothing_is_written_beside_the_run(apptainer, sif, workspace: Path):
+def test_the_image_is_read_only_and_nothing_is_written_beside_the_run(
+    apptainer, sif, workspace: Path
+):
     out = workspace / "out"
     out.mkdir()
     out.chmod(0o777)
     bind = f"--bind={out}:/out"
-    apptainer.run("run", *ISOLATED, bind, sif, "synth", "/out/cache", "--samples", "32", "--logs", "4")
+    apptainer.run(
+        "run", *ISOLATED, bind, sif, "synth", "/out/cache", "--samples", "32", "--logs", "4"
+    )
     output = apptainer.run(
-        "run", *ISOLATED, bind, "--env=CONVOY_PROCESSES_PER_NODE=2,CONVOY_LOCAL_ADDR=127.0.0.1", sif, "train", *CPU,
-        "agent=bev_fusion_agent", "cache_path=/out/cache", "run_dir=/out/run", "global_batch=8",
-        "data.val_fraction=0.25", "trainer.params.max_epochs=1",
-    )  # fmt: skip
+        "run",
+        *ISOLATED,
+        bind,
+        "--env=CONVOY_PROCESSES_PER_NODE=2,CONVOY_LOCAL_ADDR=127.0.0.1",
+        sif,
+        "train",
+        *CPU,
+        "agent=bev_fusion_agent",
+        "cache_path=/out/cache",
+        "run_dir=/out/run",
+        "global_batch=8",
+        "data.val_fraction=0.25",
+        "trainer.params.max_epochs=1",
+    )
     assert "1 node(s) x 2 process(es)" in output and "finished" in output
     assert json.loads((out / "run/results.json").read_text())["world_size"] == 2
     assert sorted(path.name for path in out.iterdir()) == ["cache", "run"]
-    refused = apptainer.command("apptainer", "--quiet", "exec", *ISOLATED, sif, "touch", "/opt/convoy/new")
+    refused = apptainer.command(
+        "apptainer", "--quiet", "exec", *ISOLATED, sif, "touch", "/opt/convoy/new"
+    )
     assert refused.returncode != 0 and "Read-only file system" in refused.stdout
 
 
 @pytest.fixture
 def transfuser_cache(apptainer, sif, workspace: Path) -> Path:
     bind = f"--bind={workspace}:/out"
-    apptainer.run("run", *ISOLATED, bind, sif, "synth", "/out/cache", "--samples", "16", "--logs", "2")
+    apptainer.run(
+        "run", *ISOLATED, bind, sif, "synth", "/out/cache", "--samples", "16", "--logs", "2"
+    )
     return workspace / "cache"
 
 
 TRANSFUSER = (
-    "agent=transfuser_agent", "cache_path=/out/cache", "run_dir=/out/run", "global_batch=8", "data.val_fraction=0.5",
-    "trainer.params.max_epochs=1", "trainer.params.limit_train_batches=1",
-)  # fmt: skip
+    "agent=transfuser_agent",
+    "cache_path=/out/cache",
+    "run_dir=/out/run",
+    "global_batch=8",
+    "data.val_fraction=0.5",
+    "trainer.params.max_epochs=1",
+    "trainer.params.limit_train_batches=1",
+)
 
 
-def test_transfuser_trains_unedited_with_bound_weights(apptainer, sif, workspace: Path, transfuser_cache):
-    """A Hugging Face home filled elsewhere, as huggingface_hub lays it out; the weights themselves are random."""
+def test_transfuser_trains_unedited_with_bound_weights(
+    apptainer, sif, workspace: Path, transfuser_cache
+):
+    """A Hugging Face home filled elsewhere, as huggingface_hub lays it out; the weights themselves
+    are random."""
     model = workspace / "weights/hub/models--timm--resnet34.a1_in1k"
     (model / "refs").mkdir(parents=True)
     (model / "refs/main").write_text("0" * 40)
@@ -94,16 +133,33 @@ def test_transfuser_trains_unedited_with_bound_weights(apptainer, sif, workspace
     snapshot.mkdir(parents=True)
     write_random_backbone("resnet34", snapshot)
     output = apptainer.run(
-        "run", *ISOLATED, f"--bind={workspace}:/out", f"--bind={workspace}/weights:/opt/convoy/weights",
-        "--env=CONVOY_PROCESSES_PER_NODE=2,CONVOY_LOCAL_ADDR=127.0.0.1", sif, "train", *CPU, *TRANSFUSER,
-    )  # fmt: skip
+        "run",
+        *ISOLATED,
+        f"--bind={workspace}:/out",
+        f"--bind={workspace}/weights:/opt/convoy/weights",
+        "--env=CONVOY_PROCESSES_PER_NODE=2,CONVOY_LOCAL_ADDR=127.0.0.1",
+        sif,
+        "train",
+        *CPU,
+        *TRANSFUSER,
+    )
     assert "finished" in output
     assert json.loads((workspace / "run/results.json").read_text())["world_size"] == 2
 
 
-def test_missing_weights_are_told_with_the_remedy(apptainer, sif, workspace: Path, transfuser_cache):
+def test_missing_weights_are_told_with_the_remedy(
+    apptainer, sif, workspace: Path, transfuser_cache
+):
     done = apptainer.command(
-        "apptainer", "--quiet", "run", *ISOLATED, f"--bind={workspace}:/out", sif, "train", *CPU, *TRANSFUSER
+        "apptainer",
+        "--quiet",
+        "run",
+        *ISOLATED,
+        f"--bind={workspace}:/out",
+        sif,
+        "train",
+        *CPU,
+        *TRANSFUSER,
     )
     assert done.returncode == 1
     assert "downloads pretrained weights" in done.stdout
@@ -115,7 +171,9 @@ def test_a_fork_is_bound_over_the_bundled_navsim(apptainer, sif, workspace: Path
     agents.mkdir(parents=True)
     (agents.parent / "__init__.py").write_text("whose = 'mine'")
     program = "import navsim; print(navsim.whose, navsim.__file__)"
-    output = apptainer.run("exec", *ISOLATED, f"--bind={workspace}/fork:/opt/navsim", sif, "python", "-c", program)
+    output = apptainer.run(
+        "exec", *ISOLATED, f"--bind={workspace}/fork:/opt/navsim", sif, "python", "-c", program
+    )
     assert output == "mine /opt/navsim/navsim/__init__.py\n"
 
 
@@ -160,13 +218,16 @@ def test_make_shell_puts_the_checkout_over_the_package(apptainer, sif):
 
 
 def test_a_second_build_holds_the_same(apptainer, sif):
-    """Built from nothing once more; not where a cache that outlives this clone knows it of these inputs."""
+    """Built from nothing once more; not where a cache that outlives this clone knows it of these
+    inputs."""
     options = {name: os.environ[name] for name in ("BASE", "CA") if os.environ.get(name)}
     inputs = Path(f"{sif}.inputs").read_text().split()[0]
     cache = os.environ.get("CONVOY_IMAGE_CACHE")
     known = Path(cache, f"reproduced-{inputs}") if cache else None
     if known is None or not known.exists():
-        done = apptainer.command("make", "--no-print-directory", "image-reproducible", "VARIANT=cpu", **options)
+        done = apptainer.command(
+            "make", "--no-print-directory", "image-reproducible", "VARIANT=cpu", **options
+        )
         assert done.returncode == 0, done.stdout
         assert "both builds hold the same" in done.stdout
         if known:

@@ -63,7 +63,10 @@ def test_a_checkout_of_another_commit_is_refused(source: Source, tmp_path: Path)
     check_out(source, folder)
     git(folder, "checkout", "--quiet", "origin/HEAD")
     newer = git(folder, "rev-parse", "HEAD")
-    with pytest.raises(CheckoutError, match=f"is at {newer}, pinned is {source.commit}: delete .*NAVSIM_DEVKIT_ROOT"):
+    with pytest.raises(
+        CheckoutError,
+        match=f"is at {newer}, pinned is {source.commit}: delete .*NAVSIM_DEVKIT_ROOT",
+    ):
         check_out(source, folder)
 
 
@@ -90,10 +93,15 @@ def test_an_unreachable_host_ends_the_program_with_one_line(tmp_path: Path):
         f'[planner]\nurl = "{url}"\ncommit = "{"0" * 40}"\npackage = "planner"\npatterns = ["/planner/"]\n'
     )
     result = subprocess.run(
-        [sys.executable, checkout.__file__, tmp_path / "build", "--sources", sources], capture_output=True, text=True
+        [sys.executable, checkout.__file__, tmp_path / "build", "--sources", sources],
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 1
-    assert result.stderr.startswith(f"planner: cannot clone {url} (") and result.stderr.count("\n") == 1
+    assert (
+        result.stderr.startswith(f"planner: cannot clone {url} (")
+        and result.stderr.count("\n") == 1
+    )
 
 
 def test_linked_packages_are_imported_from_their_trees(source: Source, tmp_path: Path):
@@ -104,7 +112,9 @@ def test_linked_packages_are_imported_from_their_trees(source: Source, tmp_path:
     checkout.link([folder], site_packages)
     program = "import planner; print(planner.version, planner.__path__[0])"
     python = tmp_path / "venv" / "bin" / "python"
-    output = subprocess.run([python, "-I", "-c", program], check=True, capture_output=True, text=True).stdout
+    output = subprocess.run(
+        [python, "-I", "-c", program], check=True, capture_output=True, text=True
+    ).stdout
     assert output.split() == ["1", str(folder / "planner")]
 
 

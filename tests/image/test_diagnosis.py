@@ -7,9 +7,18 @@ from diagnosis import explain
 @pytest.mark.parametrize(
     ("output", "expected"),
     [
-        ("Write failed because No space left on device\nFATAL ERROR: Failed to write", "the disk is full"),
-        ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.", "not the one that is locked"),
-        ("SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate", "CA=/path/to/ca.pem"),
+        (
+            "Write failed because No space left on device\nFATAL ERROR: Failed to write",
+            "the disk is full",
+        ),
+        (
+            "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.",
+            "not the one that is locked",
+        ),
+        (
+            "SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate",
+            "CA=/path/to/ca.pem",
+        ),
         ("pull access denied, repository does not exist", "BASE="),
         ('initializing source docker://debian:12: Get "https://…": dial tcp: lookup', "BASE="),
         ("ERROR: No matching distribution found for torch==2.13.0+cpu", "PIP_EXTRA_INDEX_URL"),

@@ -5,7 +5,12 @@ import pytest
 from environment import check_python, choose_variant
 
 
-def choose(asked: str = "auto", installed: str | None = None, driver: bool = False, cpu_build: bool | None = None):
+def choose(
+    asked: str = "auto",
+    installed: str | None = None,
+    driver: bool = False,
+    cpu_build: bool | None = None,
+):
     """`cpu_build=None`: the index must not be asked."""
 
     def has_cpu_torch() -> bool:
@@ -42,7 +47,9 @@ def test_cuda_where_the_index_has_no_cpu_build_and_it_says_so():
 
 @pytest.mark.parametrize("version", [(3, 8), (3, 10), (3, 13)])
 def test_other_pythons_are_refused(version: tuple[int, int]):
-    with pytest.raises(SystemExit, match=r"needs Python 3.11 or 3.12, but .* is 3.\d+: make PYTHON="):
+    with pytest.raises(
+        SystemExit, match=r"needs Python 3.11 or 3.12, but .* is 3.\d+: make PYTHON="
+    ):
         check_python(version)
 
 

@@ -65,10 +65,15 @@ def test_no_compromised_lightning(variant: str):
 
 
 def test_torch_cpu_builds_for_both_pythons_are_allowed():
-    wheels = dict(reversed(line.split()) for line in (REQUIREMENTS / "torch-cpu.sha256").read_text().splitlines())
+    wheels = dict(
+        reversed(line.split())
+        for line in (REQUIREMENTS / "torch-cpu.sha256").read_text().splitlines()
+    )
     block = read("cpu")["torch"]
     for python in ("cp311", "cp312"):
-        (digest,) = (digest for wheel, digest in wheels.items() if python in wheel and "x86_64" in wheel)
+        (digest,) = (
+            digest for wheel, digest in wheels.items() if python in wheel and "x86_64" in wheel
+        )
         assert digest in block
 
 

@@ -1,4 +1,5 @@
-"""One cluster for all of the tests here: real SLURM, real Apptainer, the image that `make image VARIANT=cpu` built."""
+"""One cluster for all of the tests here: real SLURM, real Apptainer, the image that `make image
+VARIANT=cpu` built."""
 
 import os
 import re
@@ -39,27 +40,39 @@ class Testbed:
     nodes: tuple[str, ...]
     name: str = NAME
 
-    def run(self, *command: str, host: str = "login", root: bool = False, timeout: float = 300) -> Done:
+    def run(
+        self, *command: str, host: str = "login", root: bool = False, timeout: float = 300
+    ) -> Done:
         """`testbed/run COMMAND…`."""
         flags = [f"--host={host}", *(["--root"] if root else [])]
         done = subprocess.run(
             ["python3", CLUSTER, f"--name={self.name}", "run", *flags, *command],
-            text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout,
-        )  # fmt: skip
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=timeout,
+        )
         return Done(done.returncode, done.stdout)
 
-    def sbatch(self, *arguments: str, environment: dict[str, str] | None = None, timeout: float = 300) -> Job:
-        """Submit, wait for the end, and read the job's log. Options of sbatch come first, then the job file."""
+    def sbatch(
+        self, *arguments: str, environment: dict[str, str] | None = None, timeout: float = 300
+    ) -> Job:
+        """Submit, wait for the end, and read the job's log. Options of sbatch come first, then the
+        job file."""
         variables = {"CONVOY_IMAGE": str(self.image), **(environment or {})}
         named = [f"{name}={value}" for name, value in variables.items()]
-        submitted = self.run("env", *named, "sbatch", "--parsable", "--output=/scratch/job-%j.log", *arguments)
+        submitted = self.run(
+            "env", *named, "sbatch", "--parsable", "--output=/scratch/job-%j.log", *arguments
+        )
         if submitted.code:
             return Job("", submitted.code, submitted.out)
         job = submitted.out.strip()
         return self.wait(job, timeout)
 
     def wait(self, job: str, timeout: float = 300) -> Job:
-        """The job's end (`sbatch --wait` asks too rarely); the exit code is the worst of its array's."""
+        """The job's end (`sbatch --wait` asks too rarely); the exit code is the worst of its
+        array's."""
         ended = "while squeue --noheader --jobs=$1 2>/dev/null | grep -q .; do sleep 0.3; done; scontrol show job $1"
         shown = self.run("bash", "-c", ended, "bash", job, timeout=timeout).out
         codes = re.findall(r"^ *(?:\S+=\S+ )*ExitCode=(\d+):(\d+)", shown, re.MULTILINE)
@@ -74,7 +87,10 @@ class Testbed:
 
     def processes(self) -> list[str]:
         """Commands of the ordinary user on the compute nodes."""
-        found = [self.run("ps", "-u", "researcher", "-o", "args=", host=node, root=True).out for node in self.nodes]
+        found = [
+            self.run("ps", "-u", "researcher", "-o", "args=", host=node, root=True).out
+            for node in self.nodes
+        ]
         return [line for text in found for line in text.splitlines()]
 
     def empty_the_queue(self) -> None:
@@ -94,7 +110,11 @@ class Testbed:
 def docker(requirement: Callable[[str, bool, str], None]) -> None:
     installed = shutil.which("docker") is not None
     running = installed and subprocess.run(["docker", "info"], capture_output=True).returncode == 0
-    requirement("docker", running, "no Docker daemon here; .ci/docker COMMAND installs and starts one on Debian")
+    requirement(
+        "docker",
+        running,
+        "no Docker daemon here; .ci/docker COMMAND installs and starts one on Debian",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -107,10 +127,13 @@ def image(requirement: Callable[[str, bool, str], None]) -> Path:
 
 @pytest.fixture(scope="session")
 def testbed(docker: None, image: Path) -> Iterator[Testbed]:
-    """Four nodes, idle slurmds but for those that a test takes; /scratch/cache holds synthetic samples."""
+    """Four nodes, idle slurmds but for those that a test takes; /scratch/cache holds synthetic
+    samples."""
     manage = ["python3", CLUSTER, f"--name={NAME}"]
     subprocess.run([*manage, "down"], check=True)
-    up = subprocess.run([*manage, "up", "--nodes=4"], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    up = subprocess.run(
+        [*manage, "up", "--nodes=4"], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     assert up.returncode == 0, up.stdout
     cluster = Testbed(image, ("gl001", "gl006", "gl011", "gl016"))
     synth = ["synth", "/scratch/cache", "--samples", "64", "--logs", "4"]

@@ -27,8 +27,16 @@ def test_nodes_have_gaps_in_their_names(program):
 
 
 def test_settings_reach_slurm_conf(program):
-    cluster = program.Cluster("x", ("a1", "b2"), gpus=2, cpus=8, memory_gib=16, partitions=("one", "two"),
-                              slurm_conf=("KillWait=3", "NodeName=c3 State=DOWN"), accounting=False)  # fmt: skip
+    cluster = program.Cluster(
+        "x",
+        ("a1", "b2"),
+        gpus=2,
+        cpus=8,
+        memory_gib=16,
+        partitions=("one", "two"),
+        slurm_conf=("KillWait=3", "NodeName=c3 State=DOWN"),
+        accounting=False,
+    )
     lines = program.slurm_conf(cluster).splitlines()
     nodes = "NodeName=a1,b2 SocketsPerBoard=2 CoresPerSocket=4 ThreadsPerCore=1 RealMemory=16384 Gres=gpu:l40s:2"
     assert f"{nodes} State=UNKNOWN" in lines and "NodeName=c3 State=DOWN" in lines
@@ -57,13 +65,20 @@ class TestOnTheCluster:
     def test_it_looks_like_the_cluster(self, testbed):
         partitions = testbed.run("sinfo", "--noheader", "--format=%R %D %G %c").out.splitlines()
         assert sorted(partitions) == ["h200 4 gpu:l40s:4 128", "l40s_public 4 gpu:l40s:4 128"]
-        assert "users" in testbed.run("sacctmgr", "-nP", "show", "assoc", "user=researcher", "format=account").out
+        assert (
+            "users"
+            in testbed.run(
+                "sacctmgr", "-nP", "show", "assoc", "user=researcher", "format=account"
+            ).out
+        )
 
     def test_the_newest_slurm_accepts_each_job_file(self, testbed):
         accepts_each_job_file(testbed.name)
 
     def test_bash_is_clean(self, testbed):
-        names = subprocess.run(["git", "ls-files"], cwd=ROOT, text=True, capture_output=True, check=True).stdout.split()
+        names = subprocess.run(
+            ["git", "ls-files"], cwd=ROOT, text=True, capture_output=True, check=True
+        ).stdout.split()
         scripts = [
             name
             for name in names
@@ -81,12 +96,25 @@ def test_slurm_22_05_accepts_each_job_file(docker):
     base = os.environ.get("TESTBED_OLD_BASE", "debian:bookworm-slim")
     subprocess.run([*manage, "down"], check=True)
     started = subprocess.run(
-        [*manage, "up", "--nodes=4", "--no-accounting", "--image=convoy-testbed-old", "--target=slurm", "--base", base],
-        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        [
+            *manage,
+            "up",
+            "--nodes=4",
+            "--no-accounting",
+            "--image=convoy-testbed-old",
+            "--target=slurm",
+            "--base",
+            base,
+        ],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     try:
         assert started.returncode == 0, started.stdout
-        version = subprocess.run([*manage, "run", "sbatch", "--version"], text=True, capture_output=True).stdout
+        version = subprocess.run(
+            [*manage, "run", "sbatch", "--version"], text=True, capture_output=True
+        ).stdout
         assert version.startswith("slurm-wlm 22.05")
         accepts_each_job_file(name)
     finally:
@@ -99,8 +127,10 @@ def accepts_each_job_file(name: str) -> None:
     for file in files:
         done = subprocess.run(
             [sys.executable, CLUSTER, f"--name={name}", "run", "sbatch", "--test-only", file],
-            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         assert done.returncode == 0 and "to start at" in done.stdout, done.stdout
         if file.name.startswith("torchrun_"):
             nodes = int(file.name.removeprefix("torchrun_").removesuffix("node.slurm"))

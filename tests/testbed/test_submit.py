@@ -1,4 +1,5 @@
-"""`convoy submit` on a real SLURM: what would fail after queueing is told before it, and nothing is queued."""
+"""`convoy submit` on a real SLURM: what would fail after queueing is told before it, and nothing is
+queued."""
 
 import hashlib
 import json
@@ -18,7 +19,9 @@ def submit(testbed):
     def run(*arguments, environment=None):
         variables = {"PYTHONPATH": "src", "CONVOY_IMAGE": str(testbed.image), **(environment or {})}
         named = [f"{name}={value}" for name, value in variables.items()]
-        return testbed.run("env", *named, "python3", "-m", "convoy.cli", "submit", *arguments)
+        return testbed.run(
+            "env", *named, "python3", "-m", "convoy.commands.__main__", "submit", *arguments
+        )
 
     return run
 
@@ -30,14 +33,44 @@ def queued(testbed) -> str:
 @pytest.mark.parametrize(
     ("options", "overrides", "environment", "message"),
     [
-        ((), (), {"CONVOY_IMAGE": "/scratch/gone.sif"}, "The image /scratch/gone.sif cannot be read"),
+        (
+            (),
+            (),
+            {"CONVOY_IMAGE": "/scratch/gone.sif"},
+            "The image /scratch/gone.sif cannot be read",
+        ),
         ((), ("cache_path=/scratch/gone",), {}, "cache_path=/scratch/gone is not a directory"),
-        ((), ("trainer.params.max_epoch=3",), {}, "There is no setting 'trainer.params.max_epoch'. Nearest"),
+        (
+            (),
+            ("trainer.params.max_epoch=3",),
+            {},
+            "There is no setting 'trainer.params.max_epoch'. Nearest",
+        ),
         ((), ("global_batch=12",), {}, "global_batch=12 cannot be split over world size 8"),
-        ((), ("trainer.params.num_nodes=4",), {}, "trainer.params.num_nodes=4 contradicts the launch, which has 2"),
-        (("--time=3-00:00:00",), (), {}, "--time=3-00:00:00 is over the limit of partition l40s_public, 2-00:00:00"),
-        (("--estimate=20:00:00",), (), {}, "The time limit 12:00:00 is shorter than --estimate (20.0 h)"),
-        (("--partition=nowhere",), (), {}, "There is no partition 'nowhere'. This cluster has: h200, l40s_public."),
+        (
+            (),
+            ("trainer.params.num_nodes=4",),
+            {},
+            "trainer.params.num_nodes=4 contradicts the launch, which has 2",
+        ),
+        (
+            ("--time=3-00:00:00",),
+            (),
+            {},
+            "--time=3-00:00:00 is over the limit of partition l40s_public, 2-00:00:00",
+        ),
+        (
+            ("--estimate=20:00:00",),
+            (),
+            {},
+            "The time limit 12:00:00 is shorter than --estimate (20.0 h)",
+        ),
+        (
+            ("--partition=nowhere",),
+            (),
+            {},
+            "There is no partition 'nowhere'. This cluster has: h200, l40s_public.",
+        ),
         (("--nodes=16",), (), {}, "--nodes=16, and partition l40s_public has 4 node(s) in all"),
         ((), (), {"NAVSIM_EXP_ROOT": "/proc/exp"}, "NAVSIM_EXP_ROOT=/proc/exp cannot be"),
         (("--time=soon",), (), {}, "--time=soon is no time of SLURM's"),
@@ -53,7 +86,8 @@ def test_is_told_before_it_queues(testbed, submit, options, overrides, environme
 
 
 def test_a_run_that_cannot_be_gone_on_with(testbed, submit):
-    """The run directory belongs to another configuration, or says itself that the time will not do."""
+    """The run directory belongs to another configuration, or says itself that the time will not
+    do."""
     folder = "/scratch/submitted"
     said = "2026 gl001 [0] convoy: epoch 3  step 40/400  loss 1.0  9.1 samples/s  ETA 30:00:00"
     files = f"mkdir -p {folder}/logs; echo 'seed: 7' > {folder}/config.yaml; echo '{said}' > {folder}/logs/rank-000.log"
@@ -64,28 +98,45 @@ def test_a_run_that_cannot_be_gone_on_with(testbed, submit):
     assert testbed.run("rm", f"{folder}/config.yaml").code == 0
     late = submit("--", *SHORT, f"run_dir={folder}")
     assert late.code == 1
-    assert "The time limit 12:00:00 is shorter than the run's own estimate at step 40 (30.0 h)" in late.out
+    assert (
+        "The time limit 12:00:00 is shorter than the run's own estimate at step 40 (30.0 h)"
+        in late.out
+    )
     assert queued(testbed) == ""
 
 
 def test_a_dry_run_is_a_text_that_sbatch_accepts(testbed, submit):
-    arguments = ("--nodes=3", "--partition=h200", "--dry-run", "--", *SHORT[:3], "global_batch=24", "+note='a $b'")
+    arguments = (
+        "--nodes=3",
+        "--partition=h200",
+        "--dry-run",
+        "--",
+        *SHORT[:3],
+        "global_batch=24",
+        "+note='a $b'",
+    )
     done = submit(*arguments)
     assert done.code == 0, done.out
     assert "sbatch --nodes=3 --partition=h200 " in done.out and "sha256:" in done.out
     assert "#SBATCH --nodes=3\n" in done.out and "#SBATCH --partition=h200\n" in done.out
-    piped = 'PYTHONPATH=src python3 -m convoy.cli submit "$@" 2> /dev/null | sbatch --test-only'
-    tested = testbed.run("env", f"CONVOY_IMAGE={testbed.image}", "bash", "-c", piped, "bash", *arguments)
+    piped = 'PYTHONPATH=src python3 -m convoy.commands submit "$@" 2> /dev/null | sbatch --test-only'
+    tested = testbed.run(
+        "env", f"CONVOY_IMAGE={testbed.image}", "bash", "-c", piped, "bash", *arguments
+    )
     assert tested.code == 0 and "to start at" in tested.out, tested.out
     assert queued(testbed) == ""
 
 
 def test_the_command_line_goes_before_the_environment_and_that_before_the_file(submit):
-    """Each of the three names a partition; the one that counts is named in the error, since none of them exists."""
+    """Each of the three names a partition; the one that counts is named in the error, since none of
+    them exists."""
     environment = {"SBATCH_PARTITION": "by_environment"}
     by_all = submit("--partition=by_option", "--", *SHORT, environment=environment)
     assert "There is no partition 'by_option'" in by_all.out
-    assert "There is no partition 'by_environment'" in submit("--", *SHORT, environment=environment).out
+    assert (
+        "There is no partition 'by_environment'"
+        in submit("--", *SHORT, environment=environment).out
+    )
 
 
 def test_it_submits_and_the_run_records_the_images_digest(testbed, submit):
@@ -98,9 +149,9 @@ def test_it_submits_and_the_run_records_the_images_digest(testbed, submit):
     done = submit(*options, "--", *SHORT)
     assert done.code == 0, done.out
     command, submitted = done.out.splitlines()
-    assert command.startswith("sbatch --gpus-per-node=1 --cpus-per-task=8 --mem=20G") and command.endswith(
-        " ".join(SHORT)
-    )
+    assert command.startswith(
+        "sbatch --gpus-per-node=1 --cpus-per-task=8 --mem=20G"
+    ) and command.endswith(" ".join(SHORT))
     job = testbed.wait(submitted.removeprefix("Submitted batch job "))
     assert job.code == 0, job.log
     launched = json.loads(testbed.read(f"/scratch/exp/train/{job.id}/launches.jsonl"))

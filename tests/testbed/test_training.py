@@ -7,9 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 SHORT = (
-    "cache_path=/scratch/cache", "data.val_fraction=0.25", "+trainer.params.max_steps=2",
-    "trainer.params.log_every_n_steps=1", "dataloader.params.num_workers=0",
-)  # fmt: skip
+    "cache_path=/scratch/cache",
+    "data.val_fraction=0.25",
+    "+trainer.params.max_steps=2",
+    "trainer.params.log_every_n_steps=1",
+    "dataloader.params.num_workers=0",
+)
 SMALL = ("--gpus-per-node=1", "--cpus-per-task=8", "--mem=20G")  # a part of a node
 
 
@@ -35,7 +38,9 @@ def test_the_stock_job_file_trains_on_four_ranks_a_node(testbed, nodes):
     hosts = {}
     for rank in range(1, 4 * nodes):
         place = rf"node {rank // 4} of {nodes}, local rank {rank % 4} of 4"
-        pattern = rf"(\S+) \[{rank}\] convoy: rank {rank} of {4 * nodes} \({place}\) on (\S+), torchrun"
+        pattern = (
+            rf"(\S+) \[{rank}\] convoy: rank {rank} of {4 * nodes} \({place}\) on (\S+), torchrun"
+        )
         found = re.search(pattern, said)
         assert found and found.group(1) == found.group(2), said
         hosts.setdefault(rank // 4, set()).add(found.group(2))
@@ -46,7 +51,8 @@ def test_the_stock_job_file_trains_on_four_ranks_a_node(testbed, nodes):
     testbed.assert_nothing_left()
 
 
-# A user's own NAVSIM fork, whose agent tells each rank's weights at the end and fails where it is asked to.
+# A user's own NAVSIM fork, whose agent tells each rank's weights at the end and fails where it is
+# asked to.
 FORK = """
 import torch, pytorch_lightning as pl
 
@@ -123,7 +129,9 @@ def fork(testbed):
         "/scratch/fork-cache.py": FORK_CACHE,
     }
     for path, text in files.items():
-        done = testbed.run("bash", "-c", 'mkdir -p "$(dirname "$1")" && printf %s "$2" > "$1"', "bash", path, text)
+        done = testbed.run(
+            "bash", "-c", 'mkdir -p "$(dirname "$1")" && printf %s "$2" > "$1"', "bash", path, text
+        )
         assert done.code == 0, done.out
     made = testbed.run(
         "apptainer",
@@ -139,17 +147,25 @@ def fork(testbed):
 
 
 def test_a_fork_trains_where_the_nodes_names_mean_loopback_and_all_ranks_agree(testbed, fork):
-    """Debian's installer writes the machine's own name beside 127.0.1.1; some sites write it beside ::1 too."""
+    """Debian's installer writes the machine's own name beside 127.0.1.1; some sites write it beside
+    ::1 too."""
     loopback = "cp /etc/hosts /tmp/before; (echo -e '127.0.1.1 {0}\\n::1 {0}'; grep -v {0} /tmp/before) > /etc/hosts"
     pair = testbed.nodes[:2]
     for node in pair:
         assert testbed.run("bash", "-c", loopback.format(node), host=node, root=True).code == 0
     try:
-        assert testbed.run("getent", "hosts", "gl001", host="gl001").out.split()[0] in {"127.0.1.1", "::1"}
+        assert testbed.run("getent", "hosts", "gl001", host="gl001").out.split()[0] in {
+            "127.0.1.1",
+            "::1",
+        }
         job = testbed.sbatch(
-            f"--nodelist={','.join(pair)}", "--gpus-per-node=2", *SMALL[1:], "slurm/torchrun_2node.slurm", *fork,
+            f"--nodelist={','.join(pair)}",
+            "--gpus-per-node=2",
+            *SMALL[1:],
+            "slurm/torchrun_2node.slurm",
+            *fork,
             environment={"NAVSIM_DEVKIT_ROOT": "/scratch/fork"},
-        )  # fmt: skip
+        )
     finally:
         for node in pair:
             testbed.run("bash", "-c", "cat /tmp/before > /etc/hosts", host=node, root=True)
@@ -157,16 +173,23 @@ def test_a_fork_trains_where_the_nodes_names_mean_loopback_and_all_ranks_agree(t
     assert re.search(r"launch: interface eth0: \S+ on eth0 is the route to gl006", job.log)
     run = run_directory(job.log)
     told = re.findall(
-        r"^weights (\S+)$", job.log + testbed.run("bash", "-c", f"cat {run}/logs/rank-*.log").out, re.MULTILINE
+        r"^weights (\S+)$",
+        job.log + testbed.run("bash", "-c", f"cat {run}/logs/rank-*.log").out,
+        re.MULTILINE,
     )
     assert len(told) == 4 and len(set(told)) == 1, told
 
 
 def test_the_rank_that_failed_first_is_named_with_its_host_and_last_lines(testbed, fork):
     job = testbed.sbatch(
-        "--nodelist=gl001,gl006", "--gpus-per-node=2", *SMALL[1:], "slurm/torchrun_2node.slurm", *fork,
-        "agent.fail_rank=3", environment={"NAVSIM_DEVKIT_ROOT": "/scratch/fork"},
-    )  # fmt: skip
+        "--nodelist=gl001,gl006",
+        "--gpus-per-node=2",
+        *SMALL[1:],
+        "slurm/torchrun_2node.slurm",
+        *fork,
+        "agent.fail_rank=3",
+        environment={"NAVSIM_DEVKIT_ROOT": "/scratch/fork"},
+    )
     assert job.code == 1
     named = re.findall(r"^convoy: rank (\d+) on (\S+) failed first: (.*)$", job.log, re.MULTILINE)
     assert len(named) == 1, job.log
@@ -187,12 +210,19 @@ def test_two_jobs_of_an_array_on_the_same_nodes_and_hostile_overrides(testbed, f
     """Both tasks run at once on both nodes; every character of an override arrives."""
     import yaml
 
-    escaped = HOSTILE.replace('"', '\\"')  # Hydra's own quoting; the shell's is not needed in a list of arguments
+    escaped = HOSTILE.replace(
+        '"', '\\"'
+    )  # Hydra's own quoting; the shell's is not needed in a list of arguments
     value = f'+note="{escaped}"'
     job = testbed.sbatch(
-        "--array=0-1", "--nodelist=gl001,gl006", *SMALL, "slurm/torchrun_2node.slurm", *fork, value,
+        "--array=0-1",
+        "--nodelist=gl001,gl006",
+        *SMALL,
+        "slurm/torchrun_2node.slurm",
+        *fork,
+        value,
         environment={"NAVSIM_DEVKIT_ROOT": "/scratch/fork"},
-    )  # fmt: skip
+    )
     assert job.code == 0, job.log
     spans = []
     for task in range(2):
@@ -207,16 +237,24 @@ def test_two_jobs_of_an_array_on_the_same_nodes_and_hostile_overrides(testbed, f
 
 def test_transfuser_takes_two_steps(testbed):
     weights = (
-        "from convoy.agents.navsim import make_importable, write_random_backbone; from pathlib import Path; "
-        "make_importable(); write_random_backbone('resnet34', Path('/scratch/resnet34'))"
+        "from convoy.navsim.importing import make_importable; from convoy.navsim.weights import "
+        "write_random_backbone; from pathlib import Path; make_importable(); "
+        "write_random_backbone('resnet34', Path('/scratch/resnet34'))"
     )
-    made = testbed.run("apptainer", "exec", "--bind=/scratch", str(testbed.image), "python", "-c", weights)
+    made = testbed.run(
+        "apptainer", "exec", "--bind=/scratch", str(testbed.image), "python", "-c", weights
+    )
     assert made.code == 0, made.out
     job = testbed.sbatch(
-        "--gpus-per-node=1", "slurm/torchrun_2node.slurm", *SHORT, "agent=transfuser_agent",
-        "+agent.config.image_architecture='local-dir:/scratch/resnet34'", "global_batch=8",
-        "trainer.params.limit_val_batches=0", timeout=600,
-    )  # fmt: skip
+        "--gpus-per-node=1",
+        "slurm/torchrun_2node.slurm",
+        *SHORT,
+        "agent=transfuser_agent",
+        "+agent.config.image_architecture='local-dir:/scratch/resnet34'",
+        "global_batch=8",
+        "trainer.params.limit_val_batches=0",
+        timeout=600,
+    )
     assert job.code == 0, job.log
     assert "step 2/2" in job.log
 
@@ -224,30 +262,59 @@ def test_transfuser_takes_two_steps(testbed):
 def test_salloc_and_the_launch(testbed, fork):
     image = f"CONVOY_IMAGE={testbed.image}"
     done = testbed.run(
-        "env", image, "NAVSIM_DEVKIT_ROOT=/scratch/fork", "salloc", "--nodes=2", *SMALL, "slurm/launch.sh", *fork
+        "env",
+        image,
+        "NAVSIM_DEVKIT_ROOT=/scratch/fork",
+        "salloc",
+        "--nodes=2",
+        *SMALL,
+        "slurm/launch.sh",
+        *fork,
     )
     assert done.code == 0, done.out
     assert "finished: results in" in done.out
-    assert re.search(r"^launch: SLURM job \d+: 2 node\(s\) x 1 rank\(s\)$", done.out, re.MULTILINE), done.out
+    assert re.search(
+        r"^launch: SLURM job \d+: 2 node\(s\) x 1 rank\(s\)$", done.out, re.MULTILINE
+    ), done.out
 
 
 def test_any_number_of_nodes(testbed, fork):
     job = testbed.sbatch(
-        "--nodes=3", *SMALL, "slurm/torchrun_1node.slurm", *fork[:-1], "global_batch=9",
+        "--nodes=3",
+        *SMALL,
+        "slurm/torchrun_1node.slurm",
+        *fork[:-1],
+        "global_batch=9",
         environment={"NAVSIM_DEVKIT_ROOT": "/scratch/fork"},
-    )  # fmt: skip
+    )
     assert job.code == 0, job.log
     assert "3 node(s) x 1 process(es), global batch 9 = 3 ranks x 3 samples" in job.log
 
 
 def test_a_terminal_on_a_node(testbed, fork):
-    """`srun --pty` inside an allocation, on a real terminal: one node, and the entrypoint says so."""
+    """`srun --pty` inside an allocation, on a real terminal: one node, and the entrypoint says
+    so."""
     train = " ".join(
-        [*fork, "trainer.params.accelerator=cpu", "trainer.params.precision=32-true", "run_dir=/scratch/pty"]
+        [
+            *fork,
+            "trainer.params.accelerator=cpu",
+            "trainer.params.precision=32-true",
+            "run_dir=/scratch/pty",
+        ]
     )
     binds = "--bind=/scratch --bind=/scratch/fork:/opt/navsim"
     inside = f"srun --nodes=1 --ntasks=1 --pty apptainer run {binds} {testbed.image} train {train}"
-    done = testbed.run("salloc", "--nodes=2", *SMALL, "script", "--quiet", "--return", "--command", inside, "/dev/null")
+    done = testbed.run(
+        "salloc",
+        "--nodes=2",
+        *SMALL,
+        "script",
+        "--quiet",
+        "--return",
+        "--command",
+        inside,
+        "/dev/null",
+    )
     assert done.code == 0, done.out
     assert re.search(r"launch: SLURM job \d+, alone on gl\d+: 1 rank\(s\)", done.out), done.out
 
@@ -255,25 +322,52 @@ def test_a_terminal_on_a_node(testbed, fork):
 def test_srun_of_the_image_without_sbatch(testbed, fork):
     """Nothing of Convoy's on the host: the entrypoint reads what srun says."""
     command = [
-        "apptainer", "run", "--bind=/scratch", "--bind=/scratch/fork:/opt/navsim", str(testbed.image), "train", *fork,
-        *("trainer.params.accelerator=cpu", "trainer.params.precision=32-true"), "run_dir=/scratch/bare-srun",
-    ]  # fmt: skip
+        "apptainer",
+        "run",
+        "--bind=/scratch",
+        "--bind=/scratch/fork:/opt/navsim",
+        str(testbed.image),
+        "train",
+        *fork,
+        *("trainer.params.accelerator=cpu", "trainer.params.precision=32-true"),
+        "run_dir=/scratch/bare-srun",
+    ]
     done = testbed.run("srun", "--nodes=2", "--ntasks-per-node=1", *SMALL, *command)
     assert done.code == 0, done.out
-    assert re.search(r"^launch: srun in SLURM job \d+: 2 node\(s\) x 1 rank\(s\)$", done.out, re.MULTILINE), done.out
+    assert re.search(
+        r"^launch: srun in SLURM job \d+: 2 node\(s\) x 1 rank\(s\)$", done.out, re.MULTILINE
+    ), done.out
     assert json.loads(testbed.read("/scratch/bare-srun/results.json"))["world_size"] == 2
 
 
 def test_several_tasks_on_a_node(testbed, fork):
-    """`sbatch --ntasks-per-node` with the launch is one container a node; srun of the image says what is wrong."""
-    parts = ("--nodes=1", "--ntasks-per-node=2", "--cpus-per-task=4", "--gpus-per-node=2", "--mem=20G")
+    """`sbatch --ntasks-per-node` with the launch is one container a node; srun of the image says
+    what is wrong."""
+    parts = (
+        "--nodes=1",
+        "--ntasks-per-node=2",
+        "--cpus-per-task=4",
+        "--gpus-per-node=2",
+        "--mem=20G",
+    )
     with ThreadPoolExecutor(2) as background:
         launched = background.submit(
-            testbed.sbatch, *parts, "slurm/torchrun_1node.slurm", *fork,
+            testbed.sbatch,
+            *parts,
+            "slurm/torchrun_1node.slurm",
+            *fork,
             environment={"NAVSIM_DEVKIT_ROOT": "/scratch/fork"},
-        )  # fmt: skip
+        )
         bare = background.submit(
-            testbed.run, "srun", *parts, "apptainer", "run", "--bind=/scratch", str(testbed.image), "train", *fork
+            testbed.run,
+            "srun",
+            *parts,
+            "apptainer",
+            "run",
+            "--bind=/scratch",
+            str(testbed.image),
+            "train",
+            *fork,
         )
     assert launched.result().code == 0, launched.result().log
     assert "1 node(s) x 2 rank(s)" in launched.result().log

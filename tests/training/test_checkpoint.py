@@ -11,7 +11,8 @@ SMALL, LARGE = {"weights": torch.zeros(10)}, {"weights": torch.zeros(1_000_000)}
 
 @pytest.fixture
 def full_disk():
-    """No file of this process can grow past 64 KiB: the kernel refuses the write, as it does on a full disk."""
+    """No file of this process can grow past 64 KiB: the kernel refuses the write, as it does on a
+    full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, before[1]))
     yield

@@ -1,8 +1,8 @@
 """Convoy's own agent: camera, LiDAR histogram and ego status to a trajectory, about 1 M parameters.
 
-It trains from a cache made for NAVSIM's TransFuser and needs no NAVSIM. It is small enough for a CPU; that is
-its purpose. It holds nothing that depends on the batch (no BatchNorm, no dropout): the same global batch gives
-the same step whatever the number of processes.
+It trains from a cache made for NAVSIM's TransFuser and needs no NAVSIM. It is small enough for a
+CPU; that is its purpose. It holds nothing that depends on the batch (no BatchNorm, no dropout): the
+same global batch gives the same step whatever the number of processes.
 """
 
 from typing import Any, NoReturn
@@ -39,8 +39,9 @@ class CacheOnlyBuilder:
 
     def _refuse(self) -> NoReturn:
         raise ConvoyError(
-            f"The built-in agent computes no {self._name} from raw data: it reads the cache that NAVSIM's "
-            "TransFuser builders make.\nBuild it with agent=transfuser_agent, or write one with `convoy synth`."
+            f"The built-in agent computes no {self._name} from raw data: it reads the cache that "
+            "NAVSIM's TransFuser builders make.\nBuild it with agent=transfuser_agent, or write "
+            "one with `convoy synth`."
         )
 
 
@@ -48,7 +49,8 @@ class BevFusionAgent(nn.Module):
     """Satisfies `convoy.agents.contract.TrainableAgent`.
 
     Features: camera_feature (B, 3, 256, 1024) in 0..1, lidar_feature (B, 1, 256, 256) in 0..1 and
-    status_feature (B, 8): command 4, velocity 2, acceleration 2. Target and prediction: trajectory (B, 8, 3).
+    status_feature (B, 8): command 4, velocity 2, acceleration 2. Target and prediction: trajectory
+    (B, 8, 3).
     """
 
     def __init__(self, lr: float = 1e-3, weight_decay: float = 1e-2, width: int = 256) -> None:
@@ -81,9 +83,13 @@ class BevFusionAgent(nn.Module):
         return {"trajectory": _drive(status[:, 4], *controls.float().chunk(2, dim=1))}
 
     def compute_loss(
-        self, features: dict[str, Tensor], targets: dict[str, Tensor], predictions: dict[str, Tensor]
+        self,
+        features: dict[str, Tensor],
+        targets: dict[str, Tensor],
+        predictions: dict[str, Tensor],
     ) -> Tensor:
-        """Mean L1 of x and y in metres plus `HEADING_WEIGHT` times that of the heading in radians."""
+        """Mean L1 of x and y in metres plus `HEADING_WEIGHT` times that of the heading in
+        radians."""
         error = (predictions["trajectory"] - targets["trajectory"].to(torch.float32)).abs()
         return error[..., :2].mean() + HEADING_WEIGHT * error[..., 2].mean()
 
@@ -95,7 +101,8 @@ class BevFusionAgent(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """Strided convolutions, then a linear layer over all positions: where things are is what matters."""
+    """Strided convolutions, then a linear layer over all positions: where things are is what
+    matters."""
 
     def __init__(self, channels: int, kernel: tuple[int, int], width: int) -> None:
         super().__init__()
@@ -117,10 +124,11 @@ class _Encoder(nn.Module):
 
 
 def _drive(speed: Tensor, acceleration: Tensor, curvature: Tensor) -> Tensor:
-    """Poses (B, 8, 3) of a vehicle that starts at `speed` (B,), from controls (B, 8) per half second.
+    """Poses (B, 8, 3) of a vehicle that starts at `speed` (B,), from controls (B, 8) per half
+    second.
 
-    A kinematic decoder (Cui et al., Deep Kinematic Models, 2019): whatever the controls, the poses are of
-    one drive, and curvature, unlike the lateral position, does not depend on the speed.
+    A kinematic decoder (Cui et al., Deep Kinematic Models, 2019): whatever the controls, the poses
+    are of one drive, and curvature, unlike the lateral position, does not depend on the speed.
     """
     change = torch.cumsum(_ACCELERATION_SCALE * INTERVAL * acceleration, dim=1)
     speeds = F.softplus(speed[:, None] + change, beta=4)

@@ -22,8 +22,8 @@ class Builder(Protocol):
 class TrainableAgent(Protocol):
     """A `torch.nn.Module` with these methods.
 
-    `features`, `targets` and `predictions` are dicts of tensors with the batch in dimension 0; their
-    keys are those that the agent's own builders write. `predictions["trajectory"]` and
+    `features`, `targets` and `predictions` are dicts of tensors with the batch in dimension 0;
+    their keys are those that the agent's own builders write. `predictions["trajectory"]` and
     `targets["trajectory"]`, where present, are (batch, poses, 3): x and y in metres and heading in
     radians, in the ego frame (x ahead, y left).
     """
@@ -44,7 +44,8 @@ class TrainableAgent(Protocol):
         ...
 
     def get_optimizers(self) -> Any:
-        """An optimiser, or a dict of optimiser and learning-rate scheduler as Lightning takes it."""
+        """An optimiser, or a dict of optimiser and learning-rate scheduler as Lightning takes
+        it."""
         ...
 
     def get_training_callbacks(self) -> list[Any]:

@@ -1,1 +1,2 @@
-"""Data: NAVSIM's feature cache, its synthetic stand-in, the order of samples, the Lightning data module."""
+"""Data: NAVSIM's feature cache, its synthetic stand-in, the order of samples, the Lightning data
+module."""

@@ -1,7 +1,9 @@
-"""NAVSIM's feature cache: `<cache>/<log>/<token>/<builder>.gz`, each file a gzipped pickle of a dict of tensors.
+"""NAVSIM's feature cache: `<cache>/<log>/<token>/<builder>.gz`, each file a gzipped pickle of a
+dict of tensors.
 
-The format is that of `dump_feature_target_to_pickle` in navsim/planning/training/dataset.py. A pickle can run code when
-it is read; only what a dict of tensors is made of is allowed, unless the cache is declared trusted.
+The format is that of `dump_feature_target_to_pickle` in navsim/planning/training/dataset.py. A
+pickle can run code when it is read; only what a dict of tensors is made of is allowed, unless the
+cache is declared trusted.
 """
 
 import gzip
@@ -25,7 +27,9 @@ from convoy.errors import ConvoyError
 
 Sample = tuple[dict[str, Tensor], dict[str, Tensor]]
 
-DEFLATE_AT_MOST = 1032  # times smaller than what was compressed; https://www.zlib.net/zlib_tech.html
+DEFLATE_AT_MOST = (
+    1032  # times smaller than what was compressed; https://www.zlib.net/zlib_tech.html
+)
 SCAN_THREADS = 16  # a parallel file system answers many small requests at once, each of them slowly
 UNREADABLE = (
     OSError,
@@ -82,7 +86,8 @@ def logs_in(cache: Path) -> list[str]:
 
 
 def scan(cache: Path, logs: Sequence[str], builders: Builders) -> Scan:
-    """List the tokens of `logs`, one directory read per token. Logs that the cache does not hold are left out."""
+    """List the tokens of `logs`, one directory read per token. Logs that the cache does not hold
+    are left out."""
     present = sorted(set(logs) & set(logs_in(cache)))
     wanted = {f"{name}.gz" for name in builders.names}
 
@@ -97,11 +102,14 @@ def scan(cache: Path, logs: Sequence[str], builders: Builders) -> Scan:
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
         tokens = sorted(token for log in pool.map(scan_log, present) for token in log)
     lacking = Counter(name.removesuffix(".gz") for _, missing in tokens for name in missing)
-    return Scan(tuple(sample for sample, missing in tokens if not missing), dict(lacking), len(tokens))
+    return Scan(
+        tuple(sample for sample, missing in tokens if not missing), dict(lacking), len(tokens)
+    )
 
 
 def require_complete(scan: Scan, cache: Path, split: str, skip_bad: bool) -> None:
-    """Refuse a scan without usable samples, or (unless `skip_bad`) with samples that lack a builder's file."""
+    """Refuse a scan without usable samples, or (unless `skip_bad`) with samples that lack a
+    builder's file."""
     lacks = "; ".join(
         f"builder {name!r}: {count} of {scan.total} tokens lack {name}.gz"
         for name, count in sorted(scan.lacking.items())
@@ -109,8 +117,8 @@ def require_complete(scan: Scan, cache: Path, split: str, skip_bad: bool) -> Non
     if not scan.samples:
         what = lacks or f"none of the {split} logs is in it"
         raise ConvoyError(
-            f"The cache {cache} has no {split} sample for this agent: {what}. "
-            "Build it with the agent's own builders (NAVSIM's run_dataset_caching.py), or choose logs that it holds."
+            f"The cache {cache} has no {split} sample for this agent: {what}. Build it with the "
+            "agent's own builders (NAVSIM's run_dataset_caching.py), or choose logs that it holds."
         )
     if lacks and not skip_bad:
         raise ConvoyError(
@@ -120,7 +128,8 @@ def require_complete(scan: Scan, cache: Path, split: str, skip_bad: bool) -> Non
 
 
 def read(path: Path, trusted: bool = False) -> dict[str, Tensor]:
-    """Read one builder's file. Raises ConvoyError, naming the file, when it is truncated or no dict of tensors.
+    """Read one builder's file. Raises ConvoyError, naming the file, when it is truncated or no dict
+    of tensors.
 
     Unless it is `trusted`, anything else that the pickle asks for is refused before it runs.
     """
@@ -129,19 +138,22 @@ def read(path: Path, trusted: bool = False) -> dict[str, Tensor]:
         content = pickle.loads(stored) if trusted else _TensorUnpickler(io.BytesIO(stored)).load()
     except _Refused as error:
         raise ConvoyError(
-            f"{path} asks for {error} when it is read, which dicts of tensors do not need and which can run any code: "
-            "refused. If you know who made this cache, declare it trusted: data.trust_cache=true."
+            f"{path} asks for {error} when it is read, which dicts of tensors do not need and "
+            "which can run any code: refused. If you know who made this cache, declare it "
+            "trusted: data.trust_cache=true."
         ) from error
     except UNREADABLE as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ConvoyError(
-            f"{path} cannot be read ({reason}). Delete its folder and build it again, or train without such samples: "
-            "data.skip_bad=true."
+            f"{path} cannot be read ({reason}). Delete its folder and build it again, or train "
+            "without such samples: data.skip_bad=true."
         ) from error
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(value, Tensor) for value in content.values()
+    ):
         raise ConvoyError(
-            f"{path} holds {type(content).__name__}, not a dict of tensors: NAVSIM's builders did not write it. "
-            "Delete it, or train without such samples: data.skip_bad=true."
+            f"{path} holds {type(content).__name__}, not a dict of tensors: NAVSIM's builders did "
+            "not write it. Delete it, or train without such samples: data.skip_bad=true."
         )
     return content
 
@@ -151,7 +163,9 @@ def _decompress(content: bytes) -> bytes:
     size = int.from_bytes(content[-4:], "little")
     room = min(size, DEFLATE_AT_MOST * len(content))  # a truncated file ends on any number
     stored = zlib.decompress(content, wbits=31, bufsize=max(1, room))
-    return stored if len(stored) == size else gzip.decompress(content)  # several members, or over 4 GiB
+    return (
+        stored if len(stored) == size else gzip.decompress(content)
+    )  # several members, or over 4 GiB
 
 
 class _Refused(Exception):
@@ -186,15 +200,21 @@ def _load_storage(content: bytes) -> Any:
 
 
 class CacheDataset(Dataset[Sample | ConvoyError]):
-    """Samples of a split by index, each a pair of dicts (features, targets) as NAVSIM's own datasets give.
+    """Samples of a split by index, each a pair of dicts (features, targets) as NAVSIM's own
+    datasets give.
 
-    An unreadable sample is returned as the ConvoyError that names its file (an exception raised in a worker process
-    would reach the user as a traceback). With `skipped_log` set it is noted in that file and replaced by the next
-    readable sample of the split, so that the batches keep their size and order.
+    An unreadable sample is returned as the ConvoyError that names its file (an exception raised in
+    a worker process would reach the user as a traceback). With `skipped_log` set it is noted in
+    that file and replaced by the next readable sample of the split, so that the batches keep their
+    size and order.
     """
 
     def __init__(
-        self, split: Split, builders: Builders, skipped_log: Path | None = None, trusted: bool = False
+        self,
+        split: Split,
+        builders: Builders,
+        skipped_log: Path | None = None,
+        trusted: bool = False,
     ) -> None:
         self.split = split
         self.builders = builders
@@ -220,14 +240,18 @@ class CacheDataset(Dataset[Sample | ConvoyError]):
         folder = self.split.root / sample
         features: dict[str, Tensor] = {}
         targets: dict[str, Tensor] = {}
-        for names, tensors in ((self.builders.features, features), (self.builders.targets, targets)):
+        for names, tensors in (
+            (self.builders.features, features),
+            (self.builders.targets, targets),
+        ):
             for name in names:
                 tensors.update(read(folder / f"{name}.gz", self.trusted))
         return features, targets
 
 
 def collate(samples: list[Sample | ConvoyError]) -> Sample | ConvoyError:
-    """Stack samples along a new dimension 0; the first unreadable one stands for the whole batch."""
+    """Stack samples along a new dimension 0; the first unreadable one stands for the whole
+    batch."""
     unreadable = next((sample for sample in samples if isinstance(sample, ConvoyError)), None)
     return unreadable if unreadable is not None else default_collate(samples)
 

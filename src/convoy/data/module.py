@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-import convoy.torchvision_cpu  # noqa: F401  # before Lightning, which imports torchvision
+import convoy.navsim.torchvision_cpu  # noqa: F401  # before Lightning, which imports torchvision
 
 # isort: split
 import pytorch_lightning as pl
@@ -15,12 +15,14 @@ from torch.utils.data import DataLoader
 from convoy.data.cache import Builders, CacheDataset, Sample, collate
 from convoy.data.order import TrainingOrder, ValidationOrder
 from convoy.data.packed_batch import PackedBatch
-from convoy.data.shard_loader import ShardLoader, ShardReader, ShardSplit
+from convoy.data.shard_loader import ShardLoader
+from convoy.data.shard_reader import ShardReader
+from convoy.data.shard_split import ShardSplit
 from convoy.data.source import Split
 from convoy.data.staging import StagedShards, Staging, staged_folder
 from convoy.errors import ConvoyError
 from convoy.global_batch import BatchPlan
-from convoy.rundir import RunDirectory
+from convoy.run.layout import RunDirectory
 from convoy.topology import Topology
 
 Batch = Sample | PackedBatch | ConvoyError
@@ -28,7 +30,8 @@ Order = TrainingOrder | ValidationOrder
 
 
 class DataModule(pl.LightningDataModule):
-    """Loaders of the two splits; keeps in the checkpoint how far the epoch's order has been consumed."""
+    """Loaders of the two splits; keeps in the checkpoint how far the epoch's order has been
+    consumed."""
 
     def __init__(
         self,
@@ -45,7 +48,11 @@ class DataModule(pl.LightningDataModule):
         self.train_split, self.val_split = train, val
         self.batches = batches
         self.train_order = TrainingOrder(
-            len(train.samples), batches.global_batch, topology.world_size, topology.rank, config.seed
+            len(train.samples),
+            batches.global_batch,
+            topology.world_size,
+            topology.rank,
+            config.seed,
         )
         self.val_order = ValidationOrder(len(val.samples), topology.world_size, topology.rank)
         if isinstance(train, ShardSplit) and isinstance(val, ShardSplit):
@@ -77,7 +84,8 @@ class DataModule(pl.LightningDataModule):
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def own_validation_samples(self, batch_index: int) -> int:
-        """How many samples at the head of this rank's validation batch are not repeats of other ranks' samples."""
+        """How many samples at the head of this rank's validation batch are not repeats of other
+        ranks' samples."""
         left = self.val_order.own_samples - batch_index * self.batches.rank_batch
         return max(0, min(left, self.batches.rank_batch))
 
@@ -91,13 +99,18 @@ class DataModule(pl.LightningDataModule):
         assert self.trainer is not None
         progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
         consumed = progress.ready * self.batches.rank_batch * self.batches.world_size
-        return {"epoch": self.trainer.current_epoch, "consumed": consumed, "samples": len(self.train_split.samples)}
+        return {
+            "epoch": self.trainer.current_epoch,
+            "consumed": consumed,
+            "samples": len(self.train_split.samples),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict["samples"] != len(self.train_split.samples):
             raise ConvoyError(
-                f"The checkpoint was trained on {state_dict['samples']} samples; the training split now has "
-                f"{len(self.train_split.samples)}. Go on with the cache and logs of its start, or give a new run_dir."
+                f"The checkpoint was trained on {state_dict['samples']} samples; the training "
+                f"split now has {len(self.train_split.samples)}. Go on with the cache and logs of "
+                "its start, or give a new run_dir."
             )
         self.train_order.resume(state_dict["epoch"], state_dict["consumed"])
 
@@ -116,29 +129,37 @@ class _CacheLoaders:
         self._skipped_log = run.skipped_samples if config.data.skip_bad else None
         self._trusted = config.data.trust_cache
         params = config.dataloader.params
-        # With a generator of its own a DataLoader leaves torch's alone: an agent's dropout is the same with any number
-        # of workers, and from packed shards.
+        # With a generator of its own a DataLoader leaves torch's alone: an agent's dropout is the
+        # same with any number of workers, and from packed shards.
         self._options: dict[str, Any] = {
-            "num_workers": params.num_workers, "pin_memory": _pins(config), "generator": torch.Generator(),
-        }  # fmt: skip
+            "num_workers": params.num_workers,
+            "pin_memory": _pins(config),
+            "generator": torch.Generator(),
+        }
         if params.num_workers > 0:
             self._options |= {"prefetch_factor": params.prefetch_factor, "persistent_workers": True}
 
     def open(self, split: Any, order: Order, batch_size: int) -> Iterable[Batch]:
         data = CacheDataset(split, self._builders, self._skipped_log, self._trusted)
-        return DataLoader(data, batch_size=batch_size, sampler=order, collate_fn=collate, **self._options)
+        return DataLoader(
+            data, batch_size=batch_size, sampler=order, collate_fn=collate, **self._options
+        )
 
     def close(self) -> None:
         pass
 
 
 class _ShardLoaders:
-    """Loaders over packed shards: one reader for both splits, and the staged copies where data.stage asks for them.
+    """Loaders over packed shards: one reader for both splits, and the staged copies where
+    data.stage asks for them.
 
-    `dataloader.params.num_workers` are its threads, `prefetch_factor` the batches that are read ahead.
+    `dataloader.params.num_workers` are its threads, `prefetch_factor` the batches that are read
+    ahead.
     """
 
-    def __init__(self, splits: list[ShardSplit], builders: Builders, config: DictConfig, topology: Topology) -> None:
+    def __init__(
+        self, splits: list[ShardSplit], builders: Builders, config: DictConfig, topology: Topology
+    ) -> None:
         self._builders = builders
         self._staging: Staging | None = None
         staged = None
@@ -148,7 +169,9 @@ class _ShardLoaders:
             staged = StagedShards(folder)
             if topology.local_rank == 0:
                 limit = config.data.stage_gb
-                self._staging = Staging(splits[0].root, shards, folder, None if limit is None else limit * 1e9)
+                self._staging = Staging(
+                    splits[0].root, shards, folder, None if limit is None else limit * 1e9
+                )
         params = config.dataloader.params
         self._reader = ShardReader(params.num_workers, _pins(config), staged)
         self._prefetch = params.prefetch_factor or 1
@@ -157,7 +180,9 @@ class _ShardLoaders:
         if self._staging is not None:
             self._staging.start()
         check = self._staging.check if self._staging is not None else None
-        return ShardLoader(split, self._builders, order, batch_size, self._reader, self._prefetch, check)
+        return ShardLoader(
+            split, self._builders, order, batch_size, self._reader, self._prefetch, check
+        )
 
     def close(self) -> None:
         if self._staging is not None:

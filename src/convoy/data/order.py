@@ -1,7 +1,9 @@
-"""The order of samples: a pure function of (seed, epoch, samples consumed), whatever the world size.
+"""The order of samples: a pure function of (seed, epoch, samples consumed), whatever the world
+size.
 
-Training: the epoch's permutation is cut into global batches of consecutive samples; each rank takes its consecutive
-share of every global batch. What is left over at the end (less than a global batch) waits for another epoch's shuffle.
+Training: the epoch's permutation is cut into global batches of consecutive samples; each rank takes
+its consecutive share of every global batch. What is left over at the end (less than a global batch)
+waits for another epoch's shuffle.
 """
 
 from collections.abc import Iterator
@@ -15,15 +17,24 @@ from convoy.errors import ConvoyError
 class TrainingOrder(Sampler[int]):
     """Indices of one rank for one epoch; Lightning calls `set_epoch` before each."""
 
-    def __init__(self, samples: int, global_batch: int, world_size: int, rank: int, seed: int) -> None:
-        """`global_batch` must be a multiple of `world_size`. Raises ConvoyError with fewer samples than one batch."""
+    def __init__(
+        self, samples: int, global_batch: int, world_size: int, rank: int, seed: int
+    ) -> None:
+        """`global_batch` must be a multiple of `world_size`. Raises ConvoyError with fewer samples
+        than one batch."""
         if samples < global_batch:
             raise ConvoyError(
-                f"The training split has {samples} samples, less than one global batch of {global_batch}. "
-                f"Lower global_batch (or dataloader.params.batch_size), or add logs to train_logs."
+                f"The training split has {samples} samples, less than one global batch of "
+                f"{global_batch}. Lower global_batch (or dataloader.params.batch_size), or add "
+                "logs to train_logs."
             )
         self.samples, self.global_batch, self.world_size, self.rank, self.seed = (
-            samples, global_batch, world_size, rank, seed)  # fmt: skip
+            samples,
+            global_batch,
+            world_size,
+            rank,
+            seed,
+        )
         self.epoch = 0
         self._resume_at: tuple[int, int] | None = None
 
@@ -40,8 +51,10 @@ class TrainingOrder(Sampler[int]):
         self._resume_at = (epoch, consumed)
 
     def epoch_order(self, epoch: int) -> np.ndarray:
-        """The samples of `epoch` that are trained on, in the order of all ranks together; int64 (steps * batch,)."""
-        # A list of integers seeds numpy's generator with each of them: neighbouring seeds and epochs are unrelated.
+        """The samples of `epoch` that are trained on, in the order of all ranks together; int64
+        (steps * batch,)."""
+        # A list of integers seeds numpy's generator with each of them: neighbouring seeds and
+        # epochs are unrelated.
         order = np.random.default_rng([self.seed, epoch]).permutation(self.samples)
         return order[: self.steps * self.global_batch]
 
@@ -62,10 +75,12 @@ class TrainingOrder(Sampler[int]):
 
 
 class ValidationOrder(Sampler[int]):
-    """Every sample once over all ranks; the last ranks repeat samples so that all ranks take equally many steps.
+    """Every sample once over all ranks; the last ranks repeat samples so that all ranks take
+    equally many steps.
 
-    (DistributedDataParallel broadcasts buffers in every forward pass, in validation too: unequal steps would hang.)
-    `own_samples` says how many of a rank's indices are not such repeats; they come first.
+    (DistributedDataParallel broadcasts buffers in every forward pass, in validation too: unequal
+    steps would hang.) `own_samples` says how many of a rank's indices are not such repeats; they
+    come first.
     """
 
     def __init__(self, samples: int, world_size: int, rank: int) -> None:
@@ -79,4 +94,6 @@ class ValidationOrder(Sampler[int]):
         return -(-self.samples // self.world_size)
 
     def __iter__(self) -> Iterator[int]:
-        return iter([(self.rank + self.world_size * step) % self.samples for step in range(len(self))])
+        return iter(
+            [(self.rank + self.world_size * step) % self.samples for step in range(len(self))]
+        )

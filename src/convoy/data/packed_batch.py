@@ -1,4 +1,5 @@
-"""A batch as it lies in the shards: one block of bytes, copied to the device in one piece and decoded there."""
+"""A batch as it lies in the shards: one block of bytes, copied to the device in one piece and
+decoded there."""
 
 import math
 import weakref
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from convoy.data.cache import Sample
-from convoy.data.shards import ITEM_SIZE, Field
+from convoy.data.layout import ITEM_SIZE, Field
 from convoy.errors import ConvoyError
 
 ALIGNMENT = 64  # bytes; views of any dtype need it, and vector instructions like it
@@ -34,13 +35,17 @@ class Column:
         return math.prod(self.shape) * self.packed.itemsize
 
 
-def columns_of(fields: Sequence[tuple[Field, bool]], capacity: int) -> tuple[tuple[Column, ...], int]:
+def columns_of(
+    fields: Sequence[tuple[Field, bool]], capacity: int
+) -> tuple[tuple[Column, ...], int]:
     """Columns for `capacity` samples of (field, is it a feature), and the block's size in bytes."""
     columns, offset = [], 0
     for entry, is_feature in fields:
         assert entry.shape is not None
         dtype, packed = getattr(torch, entry.dtype), getattr(torch, entry.packed)
-        columns.append(Column(entry.name, is_feature, dtype, packed, entry.divisor, entry.shape, offset))
+        columns.append(
+            Column(entry.name, is_feature, dtype, packed, entry.divisor, entry.shape, offset)
+        )
         used = capacity * math.prod(entry.shape) * ITEM_SIZE[entry.packed]
         offset += -(-used // ALIGNMENT) * ALIGNMENT
     return tuple(columns), offset
@@ -55,14 +60,18 @@ class Block:
 
 
 class BlockPool:
-    """Blocks of host memory that are used again: page faults and page locking are paid once, and memory stays flat."""
+    """Blocks of host memory that are used again: page faults and page locking are paid once, and
+    memory stays flat."""
 
     def __init__(self, pinned: bool) -> None:
         self._pinned = pinned
-        self._free: deque[Block] = deque()  # its append and popleft are atomic: batches are freed on any thread
+        self._free: deque[Block] = (
+            deque()
+        )  # its append and popleft are atomic: batches are freed on any thread
 
     def take(self, size: int) -> Block:
-        """A block of at least `size` bytes, the one that was given back longest ago if it is large enough."""
+        """A block of at least `size` bytes, the one that was given back longest ago if it is large
+        enough."""
         while self._free:
             block = self._free.popleft()
             if len(block.memory) < size:
@@ -78,18 +87,22 @@ class BlockPool:
 
 
 class PackedBatch:
-    """Stands for NAVSIM's `(features, targets)`: unpacking it or indexing it decodes it where it lies.
+    """Stands for NAVSIM's `(features, targets)`: unpacking it or indexing it decodes it where it
+    lies.
 
     The training loop moves it to the device first, where decoding costs next to nothing.
     """
 
     def __init__(self, memory: Tensor, columns: tuple[Column, ...], size: int) -> None:
-        """`memory`: uint8 (bytes,), the `size` samples of a column one after another from its offset."""
+        """`memory`: uint8 (bytes,), the `size` samples of a column one after another from its
+        offset."""
         self.memory, self.columns, self.size = memory, columns, size
         self._block: Block | None = None
 
     @classmethod
-    def borrowing(cls, block: Block, pool: BlockPool, columns: tuple[Column, ...], size: int) -> "PackedBatch":
+    def borrowing(
+        cls, block: Block, pool: BlockPool, columns: tuple[Column, ...], size: int
+    ) -> "PackedBatch":
         """A batch in a pool's block, which goes back to the pool with the batch's end."""
         batch = cls(block.memory, columns, size)
         batch._block = block
@@ -100,18 +113,23 @@ class PackedBatch:
         """The packed bytes on `device`, in one copy; itself where it is there already."""
         if device.type == self.memory.device.type:
             return self
-        moved = PackedBatch(self.memory.to(device, non_blocking=non_blocking), self.columns, self.size)
+        moved = PackedBatch(
+            self.memory.to(device, non_blocking=non_blocking), self.columns, self.size
+        )
         if self._block is not None and device.type == "cuda":
             self._block.copied = torch.cuda.Event()
             self._block.copied.record()
         return moved
 
     def decode(self) -> Sample:
-        """Features and targets with exactly the values that the builders computed; new memory, (size, *shape) each."""
+        """Features and targets with exactly the values that the builders computed; new memory,
+        (size, *shape) each."""
         features: dict[str, Tensor] = {}
         targets: dict[str, Tensor] = {}
         for column in self.columns:
-            (features if column.is_feature else targets)[column.name] = _decode(self._view(column), column)
+            (features if column.is_feature else targets)[column.name] = _decode(
+                self._view(column), column
+            )
         return features, targets
 
     def _view(self, column: Column) -> Tensor:
@@ -132,10 +150,11 @@ class PackedBatch:
 def _decode(packed: Tensor, column: Column) -> Tensor:
     if column.divisor == 1:
         return packed.to(column.dtype, copy=True)
-    # A tensor on the device, not a number: torch multiplies CUDA tensors by a number's reciprocal, which rounds
-    # otherwise than the division that the builders did.
+    # A tensor on the device, not a number: torch multiplies CUDA tensors by a number's reciprocal,
+    # which rounds otherwise than the division that the builders did.
     divisor = _divisor(column, packed.device)
-    # One kernel on a GPU; on the host a conversion by itself is faster than one inside the division.
+    # One kernel on a GPU; on the host a conversion by itself is faster than one inside the
+    # division.
     return torch.div(packed, divisor) if packed.is_cuda else packed.to(column.dtype).div_(divisor)
 
 
@@ -152,12 +171,14 @@ _divisors: dict[tuple[torch.dtype, torch.dtype, int, torch.device], Tensor] = {}
 
 
 def _require_exact(column: Column, divisor: Tensor) -> None:
-    """Decode every code that there is on the device, and compare with numpy's division bit for bit."""
+    """Decode every code that there is on the device, and compare with numpy's division bit for
+    bit."""
     limits = torch.iinfo(column.packed)
     codes = torch.arange(limits.min, limits.max + 1).to(column.packed)
     exact = torch.from_numpy(codes.numpy() / divisor.cpu().numpy())
     if not torch.equal(torch.div(codes.to(divisor.device), divisor).cpu(), exact):
         raise ConvoyError(
-            f"{divisor.device} does not divide exactly: {column.name} ({column.packed} / {column.divisor}) would not "
-            "be what the builders computed. Train from the gzip cache on this device, and report this."
+            f"{divisor.device} does not divide exactly: {column.name} ({column.packed} / "
+            f"{column.divisor}) would not be what the builders computed. Train from the gzip cache "
+            "on this device, and report this."
         )

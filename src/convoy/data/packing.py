@@ -1,8 +1,8 @@
 """Lossless packing: the smallest dtype that gives a tensor back bit for bit, found by trying.
 
-NAVSIM's builders store images as float32 (uint8 / 255), counts as float32 (k / 5), class ids as float32: a quarter of
-the bytes hold all of it. Nothing is known here of cameras or LiDAR; a packing is taken only where decoding gives the
-same bits, and every sample is checked.
+NAVSIM's builders store images as float32 (uint8 / 255), counts as float32 (k / 5), class ids as
+float32: a quarter of the bytes hold all of it. Nothing is known here of cameras or LiDAR; a packing
+is taken only where decoding gives the same bits, and every sample is checked.
 """
 
 import math
@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convoy.data.shards import Field, Layout
+from convoy.data.layout import Field, Layout
 
 Tensors = Mapping[str, Mapping[str, Tensor]]  # builder -> name -> tensor
 
-SMALL = 1024  # bytes; below that there is nothing to gain, and values of the first samples say little of the others
+# Bytes; below that there is nothing to gain.
+SMALL = 1024
 BLOCK = 1 << 18  # elements that are packed at once: they stay in the processor's cache
 _INTEGERS = ("uint8", "int8", "int16", "int32")
 _BITS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
@@ -29,7 +30,8 @@ _BFLOAT16_EXPONENT = np.int16(0x7F80)  # all ones for infinities and NaN
 
 
 class NotPackable(Exception):
-    """A sample that does not fit the others: it lacks a tensor, has another dtype, or a value that is not finite."""
+    """A sample that does not fit the others: it lacks a tensor, has another dtype, or a value that
+    is not finite."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,14 @@ def numpy_dtype(dtype: str) -> np.dtype:
     return np.dtype(_NUMPY.get(dtype, dtype))
 
 
-def pack(sample: Tensors, layout: Layout | None, allow_non_finite: bool = False) -> tuple[Layout, list[np.ndarray]]:
-    """The sample's packed arrays in the layout's order, and the layout: a wider one where the given one is too narrow.
+def pack(
+    sample: Tensors, layout: Layout | None, allow_non_finite: bool = False
+) -> tuple[Layout, list[np.ndarray]]:
+    """The sample's packed arrays in the layout's order, and the layout: a wider one where the given
+    one is too narrow.
 
-    Raises NotPackable when the sample does not have the layout's tensors, or has values that are not finite.
+    Raises NotPackable when the sample does not have the layout's tensors, or has values that are
+    not finite.
     """
     arrays = _arrays(sample)
     if layout is None:
@@ -57,7 +63,9 @@ def pack(sample: Tensors, layout: Layout | None, allow_non_finite: bool = False)
         array = arrays[entry.builder, entry.name]
         values = _encode(array.values, entry)
         # What packs into integers needs no look: they hold no NaN.
-        if not allow_non_finite and (values is None or values.dtype.kind == "f" or entry.dtype == "bfloat16"):
+        if not allow_non_finite and (
+            values is None or values.dtype.kind == "f" or entry.dtype == "bfloat16"
+        ):
             _require_finite(array)
         if values is None or entry.shape not in (None, array.values.shape):
             entry = widen(entry, array)
@@ -74,7 +82,11 @@ def unpack(entry: Field, packed: np.ndarray) -> np.ndarray:
     if entry.packed == entry.dtype:
         return packed
     dtype = numpy_dtype(entry.dtype)
-    return packed.astype(dtype) if entry.divisor == 1 else np.divide(packed, dtype.type(entry.divisor), dtype=dtype)
+    return (
+        packed.astype(dtype)
+        if entry.divisor == 1
+        else np.divide(packed, dtype.type(entry.divisor), dtype=dtype)
+    )
 
 
 def split_record(layout: Layout, record: bytes | bytearray | memoryview) -> list[np.ndarray]:
@@ -93,8 +105,11 @@ def split_record(layout: Layout, record: bytes | bytearray | memoryview) -> list
 
 
 def record_parts(layout: Layout, packed: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """A record in pieces to be written one after another, each uint8 in one dimension; none is a copy."""
-    varying = [values for entry, values in zip(layout.fields, packed, strict=True) if entry.shape is None]
+    """A record in pieces to be written one after another, each uint8 in one dimension; none is a
+    copy."""
+    varying = [
+        values for entry, values in zip(layout.fields, packed, strict=True) if entry.shape is None
+    ]
     dimensions = np.array([size for values in varying for size in values.shape], np.int64)
     return [part.reshape(-1).view(np.uint8) for part in (dimensions, *packed) if part.size]
 
@@ -111,7 +126,10 @@ def probe(samples: Iterable[Tensors], allow_non_finite: bool = False) -> Layout:
 
 def repack(layout: Layout, wider: Layout, packed: Sequence[np.ndarray]) -> list[np.ndarray]:
     """A record's arrays in a wider layout."""
-    old = {(entry.builder, entry.name): (entry, values) for entry, values in zip(layout.fields, packed, strict=True)}
+    old = {
+        (entry.builder, entry.name): (entry, values)
+        for entry, values in zip(layout.fields, packed, strict=True)
+    }
     result = []
     for entry in wider.fields:
         values = _encode(unpack(*old[entry.builder, entry.name]), entry)
@@ -121,7 +139,8 @@ def repack(layout: Layout, wider: Layout, packed: Sequence[np.ndarray]) -> list[
 
 
 def widen(entry: Field, array: _Array) -> Field:
-    """The narrowest packing that holds both what `entry` can hold and `array`; at worst the tensor as it is."""
+    """The narrowest packing that holds both what `entry` can hold and `array`; at worst the tensor
+    as it is."""
     shape = entry.shape if entry.shape == array.values.shape else None
     raw = replace(array.field, shape=shape)
     small = entry.packed == entry.dtype
@@ -146,7 +165,9 @@ def _arrays(sample: Tensors) -> dict[tuple[str, str], _Array]:
                 field = Field(builder, name, dtype, dtype, 1, values.ndim, values.shape)
                 field.bytes  # noqa: B018  # a dtype that shards do not have raises KeyError
             except (TypeError, RuntimeError, KeyError) as error:
-                raise NotPackable(f"{builder}.{name} of dtype {dtype} cannot be stored ({error})") from error
+                raise NotPackable(
+                    f"{builder}.{name} of dtype {dtype} cannot be stored ({error})"
+                ) from error
             arrays[builder, name] = _Array(field, values)
     return arrays
 
@@ -160,8 +181,8 @@ def _require_same_tensors(arrays: Mapping[tuple[str, str], _Array], layout: Layo
         found = arrays[key].field
         if (found.dtype, found.ndim) != (entry.dtype, entry.ndim):
             raise NotPackable(
-                f"{'.'.join(key)} is {found.dtype} with {found.ndim} dimension(s), in other samples {entry.dtype} "
-                f"with {entry.ndim}"
+                f"{'.'.join(key)} is {found.dtype} with {found.ndim} dimension(s), in other "
+                f"samples {entry.dtype} with {entry.ndim}"
             )
 
 
@@ -195,7 +216,8 @@ def _candidates(values: np.ndarray, dtype: str) -> Iterator[tuple[str, int]]:
 
 
 def _divisor(values: np.ndarray, packed: str) -> int | None:
-    """The smallest d with all values = k / d and k in the range of `packed`, as far as some of the values tell."""
+    """The smallest d with all values = k / d and k in the range of `packed`, as far as some of the
+    values tell."""
     limits = np.iinfo(packed)
     distinct = np.unique(values.ravel()[:: max(1, values.size // 65536)])
     if distinct.size > limits.max - limits.min + 1 or not np.isfinite(distinct).all():
@@ -210,11 +232,16 @@ def _divisor(values: np.ndarray, packed: str) -> int | None:
 def _is_divisor(divisor: int, values: np.ndarray, limits: np.iinfo) -> bool:
     scale = values.dtype.type(divisor)
     whole = np.rint(values * scale)
-    return bool(whole.min() >= limits.min and whole.max() <= limits.max and np.array_equal(whole / scale, values))
+    return bool(
+        whole.min() >= limits.min
+        and whole.max() <= limits.max
+        and np.array_equal(whole / scale, values)
+    )
 
 
 def _covers(wider: Field, entry: Field) -> bool:
-    """Whether every value that `entry` can hold fits `wider`. Values of one divisor need not fit another's range."""
+    """Whether every value that `entry` can hold fits `wider`. Values of one divisor need not fit
+    another's range."""
     if np.dtype(wider.packed).kind == "f":
         return entry.divisor == 1 and np.can_cast(entry.packed, wider.packed)
     if np.dtype(entry.packed).kind == "f":
@@ -260,4 +287,6 @@ def _require_finite(array: _Array) -> None:
     else:
         finite = np.isfinite(array.values)
     if not finite.all():
-        raise NotPackable(f"{array.field.builder}.{array.field.name} has values that are not finite")
+        raise NotPackable(
+            f"{array.field.builder}.{array.field.name} has values that are not finite"
+        )

@@ -1,4 +1,5 @@
-"""A picture sheet of some packed samples, whatever their builders called them: pictures, maps and trajectories."""
+"""A picture sheet of some packed samples, whatever their builders called them: pictures, maps and
+trajectories."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ SMALLEST_SIDE = 16  # of what is drawn as a picture
 
 
 def read_arrays(root: Path, shard: Shard, row: int) -> dict[str, np.ndarray]:
-    """The tensors of one sample by name, unpacked. Raises ConvoyError when the shard cannot be read."""
+    """The tensors of one sample by name, unpacked. Raises ConvoyError when the shard cannot be
+    read."""
     start, end = shard.span(row)
     path = shard_path(root, shard.name)
     try:
@@ -26,27 +28,43 @@ def read_arrays(root: Path, shard: Shard, row: int) -> dict[str, np.ndarray]:
             record = file.read(end - start)
         arrays = split_record(shard.layout, record)
     except (OSError, ValueError) as error:
-        raise ConvoyError(f"{path} cannot be read: {error}. `convoy data verify` lists what is damaged.") from error
-    return {entry.name: unpack(entry, values) for entry, values in zip(shard.layout.fields, arrays, strict=True)}
+        raise ConvoyError(
+            f"{path} cannot be read: {error}. `convoy data verify` lists what is damaged."
+        ) from error
+    return {
+        entry.name: unpack(entry, values)
+        for entry, values in zip(shard.layout.fields, arrays, strict=True)
+    }
 
 
 def draw_sheet(root: Path, manifest: Manifest, path: Path, samples: int) -> None:
-    """Draw `samples` samples, spread over the data set, a row each: every tensor that looks like a picture or a map,
-    and the trajectory (x ahead, y left, metres)."""
+    """Draw `samples` samples, spread over the data set, a row each: every tensor that looks like a
+    picture or a map, and the trajectory (x ahead, y left, metres)."""
     where = [(shard, row) for shard in manifest.shards for row in range(len(shard.tokens))]
     chosen = where[:: max(1, len(where) // max(1, samples))][:samples]
     rows: list[tuple[str, dict[str, np.ndarray]]] = []
     for shard, row in chosen:
         arrays = read_arrays(root, shard, row)
-        rows.append((f"{shard.log}\n{shard.tokens[row]}", {n: v for n, v in arrays.items() if _is_drawn(n, v)}))
+        rows.append(
+            (
+                f"{shard.log}\n{shard.tokens[row]}",
+                {n: v for n, v in arrays.items() if _is_drawn(n, v)},
+            )
+        )
     names = list(dict.fromkeys(name for _, drawn in rows for name in drawn))
     if not names:
-        raise ConvoyError(f"{root} has no tensor that could be drawn: no picture, no map, no trajectory.")
+        raise ConvoyError(
+            f"{root} has no tensor that could be drawn: no picture, no map, no trajectory."
+        )
     widths = [_aspect(next(drawn[name] for _, drawn in rows if name in drawn)) for name in names]
     figure, axes = plt.subplots(
-        len(rows), len(names), squeeze=False, figsize=(2.2 * sum(widths), 2.4 * len(rows)),
-        gridspec_kw={"width_ratios": widths}, layout="constrained",
-    )  # fmt: skip
+        len(rows),
+        len(names),
+        squeeze=False,
+        figsize=(2.2 * sum(widths), 2.4 * len(rows)),
+        gridspec_kw={"width_ratios": widths},
+        layout="constrained",
+    )
     for line, (title, drawn) in zip(axes, rows, strict=True):
         for axis, name in zip(line, names, strict=True):
             axis.set_axis_off()
@@ -81,7 +99,9 @@ def _aspect(values: np.ndarray) -> float:
 def _draw(axis: Any, name: str, values: np.ndarray) -> None:
     if _is_trajectory(name, values):
         axis.set_axis_on()
-        axis.plot(np.append(0, -values[:, 1]), np.append(0, values[:, 0]), "o-", markersize=2, linewidth=1)
+        axis.plot(
+            np.append(0, -values[:, 1]), np.append(0, values[:, 0]), "o-", markersize=2, linewidth=1
+        )
         axis.set_aspect("equal", adjustable="datalim")
         axis.tick_params(labelsize=5)
         axis.set_xlabel("to the right (m)", fontsize=5)

@@ -29,7 +29,8 @@ def run(
     workers: int | None,
     prepare: Callable[[], None] | None = None,
 ) -> Iterator[tuple[Task, Result]]:
-    """Yield (task, function(plan, task)) as they are done, by `workers` processes (default: one per available CPU).
+    """Yield (task, function(plan, task)) as they are done, by `workers` processes (default: one per
+    available CPU).
 
     One worker works in this process. `prepare` is called first in each other process.
     """
@@ -40,7 +41,9 @@ def run(
         return
     # Spawned, not forked: torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(prepare,)) as pool:
+    with ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start, initargs=(prepare,)
+    ) as pool:
         futures = {pool.submit(function, plan, task): task for task in tasks}
         try:
             for future in as_completed(futures):
@@ -55,7 +58,8 @@ def run(
 
 
 def _start(prepare: Callable[[], None] | None) -> None:
-    # Ctrl-C reaches the whole process group; the parent answers it and lets the workers finish their task.
+    # Ctrl-C reaches the whole process group; the parent answers it and lets the workers finish
+    # their task.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     if prepare:

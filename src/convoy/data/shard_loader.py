@@ -1,19 +1,16 @@
-"""Reads whole batches from packed shards with a few threads: no worker processes, no pickling, no copy on the host.
+"""Reads whole batches from packed shards with a few threads: no worker processes, no pickling, no
+copy on the host.
 
-Each record is read by one vectored read that scatters its tensors to their places in the batch's block. Reading holds
-no interpreter lock, so threads are enough; the same threads serve training and validation.
+Each record is read by one vectored read that scatters its tensors to their places in the batch's
+block. Reading holds no interpreter lock, so threads are enough; the same threads serve training and
+validation.
 """
 
-import os
-import resource
-import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Container, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from io import FileIO
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,138 +18,21 @@ import torch
 from torch.utils.data import BatchSampler, Sampler
 
 from convoy.data.cache import Builders
-from convoy.data.packed_batch import BlockPool, Column, PackedBatch, columns_of
+from convoy.data.layout import Field, Layout
+from convoy.data.packed_batch import Column, PackedBatch, columns_of
 from convoy.data.packing import split_record, unpack
-from convoy.data.shards import Field, Layout, Manifest, Shard, shard_path
+from convoy.data.shard_reader import ShardReader
+from convoy.data.shard_split import ShardSplit
+from convoy.data.shards import Shard
 from convoy.errors import ConvoyError
-
-OPEN_FILES_RESERVED = 256  # descriptors that are left to the rest of the process
-
-
-@dataclass(frozen=True)
-class ShardSplit:
-    """Samples of one split as `<log>/<token>`, sorted (the order of a gzip cache's), and where each of them is."""
-
-    root: Path
-    shards: tuple[Shard, ...]
-    samples: tuple[str, ...]
-    shard_of: np.ndarray  # int32 (samples,), index into `shards`
-    row_of: np.ndarray  # int32 (samples,), record within the shard
-
-    @property
-    def logs(self) -> tuple[str, ...]:
-        return tuple(sorted({shard.log for shard in self.shards}))
-
-    def without(self, names: Container[str]) -> "ShardSplit":
-        """The split less the samples of the shards of those names."""
-        kept = np.array([shard.name not in names for shard in self.shards])[self.shard_of]
-        samples = tuple(sample for sample, keep in zip(self.samples, kept.tolist(), strict=True) if keep)
-        return replace(self, samples=samples, shard_of=self.shard_of[kept], row_of=self.row_of[kept])
-
-
-def split_of(manifest: Manifest, root: Path, logs: Sequence[str]) -> ShardSplit:
-    """The samples of `logs`; logs that the shards do not hold are left out."""
-    wanted = set(logs)
-    shards = tuple(shard for shard in manifest.shards if shard.log in wanted and shard.tokens)
-    names = [f"{shard.log}/{token}" for shard in shards for token in shard.tokens]
-    counts = [len(shard.tokens) for shard in shards]
-    shard_of = np.repeat(np.arange(len(shards), dtype=np.int32), counts)
-    row_of = np.concatenate([np.arange(count, dtype=np.int32) for count in counts] or [np.zeros(0, np.int32)])
-    order = sorted(range(len(names)), key=names.__getitem__)
-    return ShardSplit(root, shards, tuple(names[i] for i in order), shard_of[order], row_of[order])
-
-
-def require_builders(manifest: Manifest, root: Path, builders: Builders) -> None:
-    """Refuse shards without the tensors of one of `builders`."""
-    held = {builder.name for builder in manifest.builders}
-    lacking = [name for name in builders.names if name not in held]
-    if lacking:
-        raise ConvoyError(
-            f"The shards {root} hold nothing of the builder(s) {', '.join(lacking)}; they were prepared with "
-            f"{', '.join(sorted(held))}. Prepare them with this agent: convoy prepare DIR agent=…"
-        )
-
-
-def damaged_shards(split: ShardSplit) -> dict[str, str]:
-    """Names of the shards whose file is not there or not as long as the manifest says, and what it is; a stat each."""
-
-    def check(shard: Shard) -> str | None:
-        path = shard_path(split.root, shard.name)
-        try:
-            size = path.stat().st_size
-        except OSError as error:
-            return f"{path}: {error.strerror}"
-        return None if size == shard.bytes else f"{path} has {size} bytes, the manifest says {shard.bytes}"
-
-    with ThreadPoolExecutor(16) as pool:
-        found = zip(split.shards, pool.map(check, split.shards), strict=True)
-        return {shard.name: problem for shard, problem in found if problem}
-
-
-class ShardReader:
-    """The reading threads, the open files and the blocks of memory that all loaders of a process share."""
-
-    def __init__(self, threads: int, pinned: bool, staged: Callable[[Shard], Path | None] | None = None) -> None:
-        """`threads` 0 reads in the calling thread. `staged` names a nearer copy of a shard, or None."""
-        self.threads = threads
-        self.pool = BlockPool(pinned)
-        self._staged = staged
-        self._executor: ThreadPoolExecutor | None = None
-        self._files: OrderedDict[Path, FileIO] = OrderedDict()
-        self._lock = threading.Lock()
-        self._most_files = _raise_open_files() - OPEN_FILES_RESERVED
-
-    @property
-    def executor(self) -> ThreadPoolExecutor | None:
-        if self._executor is None and self.threads:
-            self._executor = ThreadPoolExecutor(self.threads, thread_name_prefix="convoy-read")
-        return self._executor
-
-    def close(self) -> None:
-        """End the threads and close the files; both come back with the next read."""
-        if self._executor is not None:
-            self._executor.shutdown(cancel_futures=True)
-            self._executor = None
-        with self._lock:
-            self._files.clear()
-
-    def read(self, root: Path, shard: Shard, targets: Sequence[memoryview], offset: int) -> None:
-        """Fill `targets`, one after another, from `offset` of the shard. Raises ConvoyError naming the file."""
-        path = (self._staged(shard) if self._staged else None) or shard_path(root, shard.name)
-        left = sum(map(len, targets))
-        try:
-            file = self._open(path)
-            while left:
-                got = os.preadv(file.fileno(), targets, offset)
-                if got == 0:
-                    raise _unreadable(path, f"it ends at byte {offset}, the manifest says {shard.bytes}")
-                left, offset = left - got, offset + got
-                if left:  # allowed to a network file system, or after a signal
-                    targets = _without(targets, got)
-        except OSError as error:
-            raise _unreadable(path, error.strerror or str(error)) from error
-
-    def _open(self, path: Path) -> FileIO:
-        """An open file. One that is dropped from the table is closed when its last reader lets go of it."""
-        with self._lock:
-            file = self._files.get(path)
-            if file is not None:
-                self._files.move_to_end(path)
-                return file
-        file = open(path, "rb", buffering=0)  # noqa: SIM115
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead into other records
-        with self._lock:
-            self._files[path] = file
-            if len(self._files) > self._most_files:
-                self._files.popitem(last=False)
-        return file
 
 
 class ShardLoader:
     """Batches of a split in its sampler's order, for Lightning and for whoever else iterates.
 
-    Iterating again begins again, as a DataLoader does. Whoever takes one batch and goes costs little more than that
-    batch: reading ahead begins with the first one that is taken, and ends at once with the iterator.
+    Iterating again begins again, as a DataLoader does. Whoever takes one batch and goes costs
+    little more than that batch: reading ahead begins with the first one that is taken, and ends at
+    once with the iterator.
     """
 
     def __init__(
@@ -165,11 +45,20 @@ class ShardLoader:
         prefetch: int,
         check: Callable[[], None] | None = None,
     ) -> None:
-        """`prefetch`: batches that are read ahead. `check` is called before each batch and may raise."""
+        """`prefetch`: batches that are read ahead. `check` is called before each batch and may
+        raise."""
         # As a DataLoader calls them: Lightning tells the sampler each epoch's number.
-        self.sampler, self.batch_sampler = sampler, BatchSampler(sampler, batch_size, drop_last=False)
+        self.sampler, self.batch_sampler = (
+            sampler,
+            BatchSampler(sampler, batch_size, drop_last=False),
+        )
         self.split = split
-        self._builders, self._reader, self._prefetch, self._check = builders, reader, max(1, prefetch), check
+        self._builders, self._reader, self._prefetch, self._check = (
+            builders,
+            reader,
+            max(1, prefetch),
+            check,
+        )
         layouts = list(dict.fromkeys(shard.layout for shard in split.shards))
         self._layout_of = np.array([layouts.index(shard.layout) for shard in split.shards])
         self._plans = [_Plan.of(layout, builders, batch_size) for layout in layouts]
@@ -186,7 +75,9 @@ class ShardLoader:
                     self._check()
                 batch = pending[0].result()
                 pending.popleft()
-                pending.extend(self._begin(batch) for batch in islice(batches, self._prefetch - len(pending)))
+                pending.extend(
+                    self._begin(batch) for batch in islice(batches, self._prefetch - len(pending))
+                )
                 yield batch
         finally:
             _abandon(pending)
@@ -196,7 +87,10 @@ class ShardLoader:
         layouts = set(self._layout_of[shards].tolist())
         plan = self._plans[next(iter(layouts))]
         if len(layouts) > 1 or plan is None:
-            read_any = lambda: read_one_by_one(self.split, self._builders, shards, rows, self._reader)  # noqa: E731
+
+            def read_any() -> PackedBatch:
+                return read_one_by_one(self.split, self._builders, shards, rows, self._reader)
+
             return _Reading(self._reader.executor, [read_any], lambda results: results[0])
 
         pool, size = self._reader.pool, len(indices)
@@ -207,8 +101,13 @@ class ShardLoader:
             for position in positions:
                 shard = self.split.shards[shards[position]]
                 for start, columns in plan.runs:
-                    targets = [memory[c.offset + position * b : c.offset + (position + 1) * b] for c, b in columns]
-                    self._reader.read(self.split.root, shard, targets, shard.span(rows[position])[0] + start)
+                    targets = [
+                        memory[c.offset + position * b : c.offset + (position + 1) * b]
+                        for c, b in columns
+                    ]
+                    self._reader.read(
+                        self.split.root, shard, targets, shard.span(rows[position])[0] + start
+                    )
 
         share = -(-size // max(1, self._reader.threads))
         parts = [range(start, min(start + share, size)) for start in range(0, size, share)]
@@ -223,11 +122,14 @@ class ShardLoader:
 
 @dataclass(frozen=True)
 class _Plan:
-    """How records of one layout are read into a batch: runs of fields that lie side by side in the record."""
+    """How records of one layout are read into a batch: runs of fields that lie side by side in the
+    record."""
 
     columns: tuple[Column, ...]
     bytes: int  # of the batch's block
-    runs: tuple[tuple[int, tuple[tuple[Column, int], ...]], ...]  # offset in the record; columns and bytes of a sample
+    runs: tuple[
+        tuple[int, tuple[tuple[Column, int], ...]], ...
+    ]  # offset in the record; columns and bytes of a sample
 
     @classmethod
     def of(cls, layout: Layout, builders: Builders, batch_size: int) -> "_Plan | None":
@@ -272,21 +174,29 @@ class _Reading:
 
 def _abandon(readings: Collection[_Reading]) -> None:
     """Let go of the batches; returns when nobody writes to their memory any more."""
-    # All are cancelled before the first wait: what it waits for would make way for the next in line.
+    # All are cancelled before the first wait: what it waits for would make way for the next in
+    # line.
     wait([future for reading in readings for future in reading.futures if not future.cancel()])
     for reading in readings:
         reading.give_up()
 
 
 def read_one_by_one(
-    split: ShardSplit, builders: Builders, shards: Sequence[int], rows: Sequence[int], reader: ShardReader
+    split: ShardSplit,
+    builders: Builders,
+    shards: Sequence[int],
+    rows: Sequence[int],
+    reader: ShardReader,
 ) -> PackedBatch:
-    """A batch of samples whose layouts or shapes differ: packed where all agree, else as the builders made it.
+    """A batch of samples whose layouts or shapes differ: packed where all agree, else as the
+    builders made it.
 
-    Raises ConvoyError where samples of different shape would have to be stacked; NAVSIM's loader does not either.
+    Raises ConvoyError where samples of different shape would have to be stacked; NAVSIM's loader
+    does not either.
     """
     samples = [
-        _read_sample(split, builders, split.shards[shard], row, reader) for shard, row in zip(shards, rows, strict=True)
+        _read_sample(split, builders, split.shards[shard], row, reader)
+        for shard, row in zip(shards, rows, strict=True)
     ]
     fields: list[tuple[Field, bool]] = []
     stacked: list[np.ndarray] = []
@@ -296,8 +206,9 @@ def read_one_by_one(
         if any(array.shape != values.shape for array in arrays):
             shapes = sorted({"x".join(map(str, array.shape)) for array in arrays})
             raise ConvoyError(
-                f"Samples of one batch differ in the shape of {first.builder}.{first.name} ({', '.join(shapes)}) and "
-                "cannot be stacked. Pad them in the builder, or train with dataloader.params.batch_size=1."
+                f"Samples of one batch differ in the shape of {first.builder}.{first.name} "
+                f"({', '.join(shapes)}) and cannot be stacked. Pad them in the builder, or train "
+                "with dataloader.params.batch_size=1."
             )
         if len({(entry.packed, entry.divisor) for entry in entries}) > 1:
             arrays = [unpack(entry, array) for entry, array in zip(entries, arrays, strict=True)]
@@ -321,9 +232,13 @@ def _read_sample(
     reader.read(split.root, shard, [memoryview(record)], start)
     arrays = split_record(shard.layout, record)
     held = {
-        (entry.builder, entry.name): (entry, values) for entry, values in zip(shard.layout.fields, arrays, strict=True)
+        (entry.builder, entry.name): (entry, values)
+        for entry, values in zip(shard.layout.fields, arrays, strict=True)
     }
-    return [(*held[entry.builder, entry.name], is_feature) for entry, is_feature in _wanted(shard.layout, builders)]
+    return [
+        (*held[entry.builder, entry.name], is_feature)
+        for entry, is_feature in _wanted(shard.layout, builders)
+    ]
 
 
 def _wanted(layout: Layout, builders: Builders) -> list[tuple[Field, bool]]:
@@ -335,32 +250,3 @@ def _wanted(layout: Layout, builders: Builders) -> list[tuple[Field, bool]]:
         for entry in layout.fields
         if entry.builder == name
     ]
-
-
-def _without(targets: Sequence[memoryview], done: int) -> list[memoryview]:
-    """What of `targets` is left after their first `done` bytes."""
-    left = []
-    for target in targets:
-        if done < len(target):
-            left.append(target[done:])
-        done = max(0, done - len(target))
-    return left
-
-
-def _unreadable(path: Path, reason: str) -> ConvoyError:
-    return ConvoyError(
-        f"{path} cannot be read: {reason}. `convoy data verify` lists what is damaged; delete those files' .json and "
-        "run the same `convoy prepare` again."
-    )
-
-
-def _raise_open_files() -> int:
-    """Allow as many open files as the system lets this process have (a file per shard is kept open)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            soft = hard
-        except (ValueError, OSError):  # some systems set a hard limit above what they grant
-            pass
-    return max(soft, 2 * OPEN_FILES_RESERVED) if soft != resource.RLIM_INFINITY else 1 << 20

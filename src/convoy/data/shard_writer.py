@@ -8,8 +8,9 @@ from types import TracebackType
 
 import numpy as np
 
+from convoy.data.layout import Layout
 from convoy.data.packing import NotPackable, Tensors, pack, record_parts, repack, split_record
-from convoy.data.shards import RECORDS_AT, Failure, Layout, Shard, shard_name, shard_path, write_entry
+from convoy.data.shards import RECORDS_AT, Failure, Shard, shard_name, shard_path, write_entry
 from convoy.errors import ConvoyError
 
 
@@ -18,14 +19,19 @@ class WriteError(ConvoyError):
 
 
 class ShardWriter:
-    """Records of one log, in the order of `add`. A context manager: what is not finished leaves no trace."""
+    """Records of one log, in the order of `add`. A context manager: what is not finished leaves no
+    trace."""
 
-    def __init__(self, root: Path, log: str, part: int, layout: Layout | None, allow_non_finite: bool = False) -> None:
+    def __init__(
+        self, root: Path, log: str, part: int, layout: Layout | None, allow_non_finite: bool = False
+    ) -> None:
         """`layout` is where to begin; a sample that it is too narrow for widens the whole shard."""
         self._root, self._log, self._part = root, log, part
         self._layout, self._allow_non_finite = layout, allow_non_finite
         self._path = shard_path(root, shard_name(log, part))
-        self._temporary = self._path.with_name(f".{self._path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+        self._temporary = self._path.with_name(
+            f".{self._path.name}.{os.uname().nodename}.{os.getpid()}.tmp"
+        )
         self._tokens: list[str] = []
         self._offsets = [RECORDS_AT]
         self._failures: list[Failure] = []
@@ -41,7 +47,10 @@ class ShardWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         try:
             self._file.close()  # flushes, so a full disk is met again here
@@ -50,7 +59,8 @@ class ShardWriter:
         self._temporary.unlink(missing_ok=True)
 
     def add(self, token: str, sample: Tensors) -> None:
-        """Append a sample. Raises NotPackable when it does not fit the others; then nothing was written."""
+        """Append a sample. Raises NotPackable when it does not fit the others; then nothing was
+        written."""
         if token in self._tokens:
             raise NotPackable("its token is there twice")
         layout, packed = pack(sample, self._layout, self._allow_non_finite)
@@ -100,7 +110,8 @@ class ShardWriter:
         self._offsets.append(self._offsets[-1] + sum(part.size for part in record))
 
     def _rewrite(self, wider: Layout) -> None:
-        """Pack the records so far again. They are held in memory meanwhile: this is rare, and a shard is small."""
+        """Pack the records so far again. They are held in memory meanwhile: this is rare, and a
+        shard is small."""
         assert self._layout is not None
         records = []
         for start, end in zip(self._offsets[:-1], self._offsets[1:], strict=True):
@@ -115,6 +126,6 @@ class ShardWriter:
 
     def _failed(self, error: OSError) -> WriteError:
         return WriteError(
-            f"The shard {self._path} could not be written: {error.strerror}. Finished shards are kept: free some space "
-            "and run the same `convoy prepare` again."
+            f"The shard {self._path} could not be written: {error.strerror}. Finished shards are "
+            "kept: free some space and run the same `convoy prepare` again."
         )

@@ -1,27 +1,28 @@
-"""Packed shards on disk: the manifest and the layout of records. Standard library only, so that host tools can use it.
+"""Packed shards on disk: the manifest and the layout of records. Standard library only, so that
+host tools can use it.
 
-    <dir>/manifest.json              what is in the data set; written last, so it is there only when all of it is
+    <dir>/manifest.json              what is in the data set; written last
     <dir>/shards/<log>-<part>.safetensors    records of samples of one log, one after another
-    <dir>/shards/<log>-<part>.json           its entry of the manifest; its presence says that the shard is whole
+    <dir>/shards/<log>-<part>.json           its entry of the manifest: the shard is whole
 
-A shard is a safetensors file (https://github.com/huggingface/safetensors, "Format") with one uint8 tensor, `records`:
-(samples, bytes of a record), or (bytes,) where records differ in length. Its header always takes 256 bytes.
+A shard is a safetensors file (https://github.com/huggingface/safetensors, "Format") with one uint8
+tensor, `records`: (samples, bytes of a record), or (bytes,) where records differ in length. Its
+header always takes 256 bytes.
 
-A record holds a sample's tensors one after another, little-endian, without padding, in the order of its layout's
-fields: so that one vectored read puts each of them where it belongs. Where the shape of some differs between samples, a
-record begins with their dimensions (int64 each), and the shard's entry lists the records' offsets.
+A record holds a sample's tensors one after another, little-endian, without padding, in the order of
+its layout's fields: so that one vectored read puts each of them where it belongs. Where the shape
+of some differs between samples, a record begins with their dimensions (int64 each), and the shard's
+entry lists the records' offsets.
 """
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from convoy.data.layout import Layout, layout_from_json, layout_to_json
 from convoy.errors import ConvoyError
 
 FORMAT, VERSION = "convoy-shards", 1
@@ -29,65 +30,6 @@ MANIFEST = "manifest.json"
 SHARDS = "shards"
 SUFFIX = ".safetensors"
 RECORDS_AT = 256  # bytes of a shard's header: where its first record begins
-
-ITEM_SIZE = {
-    "bool": 1, "uint8": 1, "int8": 1, "int16": 2, "int32": 4, "int64": 8,
-    "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Field:
-    """One tensor of a record.
-
-    The value is `packed / divisor`, computed in `dtype` (IEEE division, correctly rounded); divisor 1 is a plain
-    conversion. `shape` is None where it differs between samples; `ndim` then says how many dimensions there are.
-    """
-
-    builder: str
-    name: str
-    dtype: str
-    packed: str
-    divisor: int
-    ndim: int
-    shape: tuple[int, ...] | None
-
-    @property
-    def bytes(self) -> int:
-        """Bytes in a record; 0 for a shape that differs."""
-        return 0 if self.shape is None else math.prod(self.shape) * ITEM_SIZE[self.packed]
-
-    def __str__(self) -> str:
-        shape = "x".join(map(str, self.shape)) if self.shape is not None else f"{self.ndim}-d, differing"
-        how = "" if self.packed == self.dtype else f" as {self.packed}" + (f"/{self.divisor}" * (self.divisor > 1))
-        return f"{self.dtype} {shape or 'scalar'}{how}"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The fields of a record, in the order in which the builders gave them."""
-
-    fields: tuple[Field, ...]
-
-    @cached_property
-    def varying(self) -> tuple[Field, ...]:
-        return tuple(field for field in self.fields if field.shape is None)
-
-    @cached_property
-    def header_bytes(self) -> int:
-        """Bytes of the dimensions at the head of a record."""
-        return 8 * sum(field.ndim for field in self.varying)
-
-    @cached_property
-    def record_bytes(self) -> int | None:
-        """Bytes of a record, or None where records differ."""
-        return None if self.varying else sum(field.bytes for field in self.fields)
-
-    @cached_property
-    def offsets(self) -> dict[tuple[str, str], int]:
-        """Where each field begins in a record, where records are equally long."""
-        ends = accumulate(field.bytes for field in self.fields)
-        return {(field.builder, field.name): end - field.bytes for field, end in zip(self.fields, ends, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -103,8 +45,8 @@ class Failure:
 class Shard:
     """Entry of one shard file.
 
-    `bytes` is the file's size; `sha256` is that of its records, which begin at `RECORDS_AT`. `offsets` in the file, one
-    more than there are samples, is None where records are equally long.
+    `bytes` is the file's size; `sha256` is that of its records, which begin at `RECORDS_AT`.
+    `offsets` in the file, one more than there are samples, is None where records are equally long.
     """
 
     log: str
@@ -140,7 +82,8 @@ class Shard:
 
 @dataclass(frozen=True)
 class Builder:
-    """A builder whose tensors are in the shards, and how it was made; `config` is None where that is not known."""
+    """A builder whose tensors are in the shards, and how it was made; `config` is None where that
+    is not known."""
 
     name: str
     role: str | None  # "feature" or "target"; None when packed from a cache without naming an agent
@@ -200,18 +143,25 @@ def is_shard_directory(path: Path) -> bool:
 
 
 def load_manifest(root: Path) -> Manifest:
-    """Read `<root>/manifest.json`. Raises ConvoyError when it is missing, damaged or of another version."""
+    """Read `<root>/manifest.json`. Raises ConvoyError when it is missing, damaged or of another
+    version."""
     path = root / MANIFEST
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         done = len(list((root / SHARDS).glob("*.json"))) if (root / SHARDS).is_dir() else 0
-        reason = f"its preparation was not finished ({done} shards are)" if done else "no packed shards are there"
-        raise ConvoyError(f"{path} is missing: {reason}. Run the same `convoy prepare` again.") from None
+        reason = (
+            f"its preparation was not finished ({done} shards are)"
+            if done
+            else "no packed shards are there"
+        )
+        raise ConvoyError(
+            f"{path} is missing: {reason}. Run the same `convoy prepare` again."
+        ) from None
     except (OSError, ValueError) as error:
         raise ConvoyError(
-            f"{path} cannot be read ({error}). Delete it and run the same `convoy prepare` again: it is made anew "
-            "from the shards."
+            f"{path} cannot be read ({error}). Delete it and run the same `convoy prepare` again: "
+            "it is made anew from the shards."
         ) from error
     return _parse(content, path)
 
@@ -226,7 +176,9 @@ def write_manifest(root: Path, manifest: Manifest) -> None:
         "builders": [asdict(builder) for builder in manifest.builders],
         "origin": dict(manifest.origin),
         "layouts": [layout_to_json(layout) for layout in layouts],
-        "shards": [{**_shard_to_json(shard), "layout": number[shard.layout]} for shard in manifest.shards],
+        "shards": [
+            {**_shard_to_json(shard), "layout": number[shard.layout]} for shard in manifest.shards
+        ],
     }
     write_json(root / MANIFEST, content)
 
@@ -239,7 +191,8 @@ def write_entry(root: Path, shard: Shard) -> None:
 
 
 def read_entry(root: Path, name: str) -> Shard | None:
-    """A finished shard's entry, or None where it is not finished; ConvoyError when it is damaged."""
+    """A finished shard's entry, or None where it is not finished; ConvoyError when it is
+    damaged."""
     path = entry_path(root, name)
     try:
         content = json.loads(path.read_bytes())
@@ -265,11 +218,14 @@ def write_json(path: Path, content: Any) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise ConvoyError(f"{path} could not be written: {error.strerror}. What was finished is kept.") from error
+        raise ConvoyError(
+            f"{path} could not be written: {error.strerror}. What was finished is kept."
+        ) from error
 
 
 def require_one_schema(shards: Sequence[Shard]) -> None:
-    """Refuse shards whose tensors differ in more than how they are packed; ConvoyError names the first difference."""
+    """Refuse shards whose tensors differ in more than how they are packed; ConvoyError names the
+    first difference."""
     first: Shard | None = None
     for shard in shards:
         if not shard.tokens:
@@ -281,9 +237,10 @@ def require_one_schema(shards: Sequence[Shard]) -> None:
         for key in sorted(ours.keys() | theirs.keys()):
             if ours.get(key) != theirs.get(key):
                 raise ConvoyError(
-                    f"The shards {first.name} and {shard.name} have different schemas: {'.'.join(key)} is "
-                    f"{ours.get(key, 'absent')} in one and {theirs.get(key, 'absent')} in the other. Delete the "
-                    "wrong one's .json in shards/, and prepare it again with the builders of the other."
+                    f"The shards {first.name} and {shard.name} have different schemas: "
+                    f"{'.'.join(key)} is {ours.get(key, 'absent')} in one and "
+                    f"{theirs.get(key, 'absent')} in the other. Delete the wrong one's .json in "
+                    "shards/, and prepare it again with the builders of the other."
                 )
 
 
@@ -294,15 +251,16 @@ def require_unique_tokens(shards: Sequence[Shard]) -> None:
         for token in shard.tokens:
             if token in seen:
                 raise ConvoyError(
-                    f"The token {token} is in two shards, {seen[token]} and {shard.name}: it would train twice. "
-                    "Delete one of its sources and prepare into a new directory."
+                    f"The token {token} is in two shards, {seen[token]} and {shard.name}: it would "
+                    "train twice. Delete one of its sources and prepare into a new directory."
                 )
             seen[token] = shard.name
 
 
 def _schema(layout: Layout) -> dict[tuple[str, str], str]:
     return {
-        (entry.builder, entry.name): f"{entry.dtype} with {entry.ndim} dimension(s)" for entry in layout.fields
+        (entry.builder, entry.name): f"{entry.dtype} with {entry.ndim} dimension(s)"
+        for entry in layout.fields
     }  # shapes may differ between logs; a batch of differing shapes is refused by the loader
 
 
@@ -313,12 +271,15 @@ def _parse(content: Any, path: Path) -> Manifest:
         raise _other_version(path, content.get("version"))
     try:
         layouts = [layout_from_json(layout) for layout in content["layouts"]]
-        shards = tuple(_shard_from_json(entry, layouts[entry["layout"]]) for entry in content["shards"])
+        shards = tuple(
+            _shard_from_json(entry, layouts[entry["layout"]]) for entry in content["shards"]
+        )
         builders = tuple(Builder(**entry) for entry in content["builders"])
         manifest = Manifest(builders, content["origin"], shards)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ConvoyError(
-            f"{path} is damaged ({error!r}). Delete it and run the same `convoy prepare` again: whole shards are kept."
+            f"{path} is damaged ({error!r}). Delete it and run the same `convoy prepare` again: "
+            "whole shards are kept."
         ) from error
     require_one_schema(manifest.shards)
     require_unique_tokens(manifest.shards)
@@ -327,23 +288,9 @@ def _parse(content: Any, path: Path) -> Manifest:
 
 def _other_version(path: Path, version: Any) -> ConvoyError:
     return ConvoyError(
-        f"{path} is of version {version}, and this Convoy reads version {VERSION}. Use the Convoy that wrote it, "
-        "or prepare the data again into a new directory."
+        f"{path} is of version {version}, and this Convoy reads version {VERSION}. Use the Convoy "
+        "that wrote it, or prepare the data again into a new directory."
     )
-
-
-def layout_to_json(layout: Layout) -> list[dict[str, Any]]:
-    return [asdict(entry) for entry in layout.fields]
-
-
-def layout_from_json(content: list[dict[str, Any]]) -> Layout:
-    fields = []
-    for entry in content:
-        shape = entry["shape"]
-        fields.append(Field(**entry | {"shape": None if shape is None else tuple(shape)}))
-        if fields[-1].dtype not in ITEM_SIZE or fields[-1].packed not in ITEM_SIZE:
-            raise ValueError(f"unknown dtype of {entry['name']}")
-    return Layout(tuple(fields))
 
 
 def _shard_to_json(shard: Shard) -> dict[str, Any]:

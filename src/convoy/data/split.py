@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import yaml
 from omegaconf import DictConfig
 
-from convoy.agents import navsim
 from convoy.errors import ConvoyError
+from convoy.navsim import tree
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,17 @@ class LogSplit:
 
 
 def choose_logs(config: DictConfig, present: Sequence[str]) -> LogSplit:
-    """The configured logs; else NAVSIM's default split where logs of both its parts are `present`; else a share of
-    those, held out by a hash of their names (so it does not move when logs are added)."""
+    """The configured logs; else NAVSIM's default split where logs of both its parts are `present`;
+    else a share of those, held out by a hash of their names (so it does not move when logs are
+    added)."""
     if config.train_logs is not None:
         return LogSplit(tuple(config.train_logs), tuple(config.val_logs), "train_logs and val_logs")
-    default = navsim.default_split()
+    default = tree.default_split()
     if default is not None:
         with default.open() as file:
-            named = yaml.load(file, Loader=yaml.CSafeLoader)  # 16,000 lines: OmegaConf's loader takes seconds
+            named = yaml.load(
+                file, Loader=yaml.CSafeLoader
+            )  # 16,000 lines: OmegaConf's loader takes seconds
         train, val = set(named["train_logs"]) & set(present), set(named["val_logs"]) & set(present)
         if train and val:
             return LogSplit(tuple(sorted(train)), tuple(sorted(val)), "NAVSIM's default split")

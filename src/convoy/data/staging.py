@@ -1,7 +1,9 @@
-"""Copies shards to this node's own disk or memory while the training runs: few sequential reads, not many random ones.
+"""Copies shards to this node's own disk or memory while the training runs: few sequential reads,
+not many random ones.
 
-One process per node copies; all of its ranks read a shard from the copy as soon as it is there. A shard gets its name
-only when its checksum was right, so a copy is never half there, and the next job on the node finds it again.
+One process per node copies; all of its ranks read a shard from the copy as soon as it is there. A
+shard gets its name only when its checksum was right, so a copy is never half there, and the next
+job on the node finds it again.
 """
 
 import contextlib
@@ -27,7 +29,8 @@ RESERVED = 1 << 30  # bytes that are left free on the node's disk
 
 
 def staged_folder(stage: Path, shards: Sequence[Shard]) -> Path:
-    """Where copies of `shards` belong below `stage`: named by their content, so no other data is ever taken for it."""
+    """Where copies of `shards` belong below `stage`: named by their content, so no other data is
+    ever taken for it."""
     digest = hashlib.sha256("".join(sorted(shard.sha256 for shard in shards)).encode())
     return stage / f"convoy-{digest.hexdigest()[:16]}"
 
@@ -61,8 +64,9 @@ class Staging:
         most_bytes: float | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """`most_bytes` stages only so much, in the order of `shards`; reading the rest stays as it was. `progress` is
-        called with bytes done and in all. Raises ConvoyError when there is not enough room."""
+        """`most_bytes` stages only so much, in the order of `shards`; reading the rest stays as it
+        was. `progress` is called with bytes done and in all. Raises ConvoyError when there is not
+        enough room."""
         self._root, self._folder = root, folder
         self._progress = progress
         self._stop = threading.Event()
@@ -75,7 +79,9 @@ class Staging:
             if most_bytes is None or total + shard.bytes <= most_bytes:
                 chosen.append(shard)
                 total += shard.bytes
-        self._missing = [shard for shard in chosen if not _is_copy(folder / f"{shard.name}{SUFFIX}", shard)]
+        self._missing = [
+            shard for shard in chosen if not _is_copy(folder / f"{shard.name}{SUFFIX}", shard)
+        ]
         self.bytes = sum(shard.bytes for shard in self._missing)
         self.reused = total - self.bytes
         self._require_room()
@@ -110,20 +116,24 @@ class Staging:
             free = shutil.disk_usage(self._folder).free - RESERVED
         except OSError as error:
             raise ConvoyError(
-                f"data.stage: {self._folder} cannot be made: {error.strerror}. Give a folder on this node's own disk, "
-                "or leave data.stage out."
+                f"data.stage: {self._folder} cannot be made: {error.strerror}. Give a folder on "
+                "this node's own disk, or leave data.stage out."
             ) from error
-        for left in self._folder.glob(".*.tmp"):  # of a job that was killed, or of one that copies at this moment
+        for left in self._folder.glob(
+            ".*.tmp"
+        ):  # of a job that was killed, or of one that copies at this moment
             with contextlib.suppress(OSError):
                 if time.time() - left.stat().st_mtime > 600:
                     left.unlink()
         if self.bytes > free:
-            others = [path.name for path in self._folder.parent.glob("convoy-*") if path != self._folder]
+            others = [
+                path.name for path in self._folder.parent.glob("convoy-*") if path != self._folder
+            ]
             hint = f" Other staged data there: {', '.join(others)}." if others else ""
             raise ConvoyError(
-                f"data.stage: {self.bytes / 1e9:.1f} GB are to be copied to {self._folder.parent}, which has "
-                f"{max(0, free) / 1e9:.1f} GB to spare. Stage a part, data.stage_gb={int(max(0, free) / 1e9)}, or "
-                f"leave data.stage out.{hint}"
+                f"data.stage: {self.bytes / 1e9:.1f} GB are to be copied to {self._folder.parent}, "
+                f"which has {max(0, free) / 1e9:.1f} GB to spare. Stage a part, "
+                f"data.stage_gb={int(max(0, free) / 1e9)}, or leave data.stage out.{hint}"
             )
 
     def _run(self) -> None:
@@ -139,8 +149,11 @@ class Staging:
             seconds = time.monotonic() - started
             logger.info(
                 "staged %.1f GB to %s in %.0f s (%.1f GB were there)",
-                self.bytes / 1e9, self._folder, seconds, self.reused / 1e9,
-            )  # fmt: skip
+                self.bytes / 1e9,
+                self._folder,
+                seconds,
+                self.reused / 1e9,
+            )
 
     def _copy(self, shard: Shard) -> None:
         source, target = shard_path(self._root, shard.name), self._folder / f"{shard.name}{SUFFIX}"
@@ -150,7 +163,10 @@ class Staging:
         checksum = Checksum(shard)
         buffer = memoryview(bytearray(min(CHUNK, max(1, shard.bytes))))
         try:
-            with open(source, "rb", buffering=0) as reading, open(temporary, "wb", buffering=0) as writing:
+            with (
+                open(source, "rb", buffering=0) as reading,
+                open(temporary, "wb", buffering=0) as writing,
+            ):
                 os.posix_fadvise(reading.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
                 while not self._stop.is_set() and (count := reading.readinto(buffer)):
                     checksum.update(buffer[:count])
@@ -160,14 +176,15 @@ class Staging:
                 return
             if not checksum.is_right():
                 raise ConvoyError(
-                    f"{source} does not have the checksum that the manifest says: it is damaged. Delete its .json and "
-                    "run the same `convoy prepare` again; `convoy data verify` lists all that is damaged."
+                    f"{source} does not have the checksum that the manifest says: it is damaged. "
+                    "Delete its .json and run the same `convoy prepare` again; `convoy data "
+                    "verify` lists all that is damaged."
                 )
             temporary.replace(target)
         except OSError as error:
             raise ConvoyError(
-                f"data.stage: {source} could not be copied to {target}: {error.strerror}. Free some space there, "
-                "stage a part with data.stage_gb, or leave data.stage out."
+                f"data.stage: {source} could not be copied to {target}: {error.strerror}. Free "
+                "some space there, stage a part with data.stage_gb, or leave data.stage out."
             ) from error
         finally:
             temporary.unlink(missing_ok=True)
@@ -181,7 +198,8 @@ class Staging:
 
 
 def _is_copy(path: Path, shard: Shard) -> bool:
-    """A file of that name was verified when it was copied; its size tells of a file system that lost some of it."""
+    """A file of that name was verified when it was copied; its size tells of a file system that
+    lost some of it."""
     try:
         return path.stat().st_size == shard.bytes
     except OSError:

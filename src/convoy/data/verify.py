@@ -1,4 +1,5 @@
-"""Checks packed shards against their manifest: sizes, checksums, files that nobody knows. Standard library only."""
+"""Checks packed shards against their manifest: sizes, checksums, files that nobody knows. Standard
+library only."""
 
 import hashlib
 import os
@@ -33,10 +34,14 @@ class Checksum:
         self._records.update(piece[lacking:])
 
     def is_right(self) -> bool:
-        return self._header == self._shard.header and self._records.hexdigest() == self._shard.sha256
+        return (
+            self._header == self._shard.header and self._records.hexdigest() == self._shard.sha256
+        )
 
 
-def verify(root: Path, manifest: Manifest, progress: Callable[[int], None] = lambda _: None) -> list[Damage]:
+def verify(
+    root: Path, manifest: Manifest, progress: Callable[[int], None] = lambda _: None
+) -> list[Damage]:
     """Read every shard; `progress` is called with the number of bytes just read, from any thread.
 
     Hashing holds no interpreter lock, so there is a thread for each core.

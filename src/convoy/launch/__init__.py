@@ -1,1 +1,1 @@
-"""The launch, as far as it happens in the container: addresses, ports, torchrun on each node, failures."""
+"""The launch in the container, per node: the node, the network, the rank, the verdict."""

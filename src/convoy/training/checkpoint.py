@@ -1,4 +1,5 @@
-"""Checkpoints: `last.ckpt` by the clock and at each validation, `best.ckpt` by ADE, both written atomically."""
+"""Checkpoints: `last.ckpt` by the clock and at each validation, `best.ckpt` by ADE, both written
+atomically."""
 
 import os
 import time
@@ -11,14 +12,17 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 
 from convoy.errors import ConvoyError
-from convoy.rundir import RunDirectory
+from convoy.run.layout import RunDirectory
 from convoy.training.process_group import Control
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, then renames: whatever ends the process, the previous checkpoint stays whole."""
+    """Writes beside the target, then renames: whatever ends the process, the previous checkpoint
+    stays whole."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
         """Raises ConvoyError when the file system refuses (no space, no permission)."""
         path = Path(path)
         temporary = path.with_name(f".{path.name}.tmp")
@@ -29,7 +33,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-        except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
+        except (
+            OSError,
+            RuntimeError,
+        ) as error:  # torch's zip writer reports a full disk as RuntimeError
             temporary.unlink(missing_ok=True)
             reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
             kept = "The previous one is whole" if path.exists() else "There is no earlier one"
@@ -40,7 +47,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes `last.ckpt` every so many minutes (rank 0's clock decides for all) and after each validation."""
+    """Writes `last.ckpt` every so many minutes (rank 0's clock decides for all) and after each
+    validation."""
 
     def __init__(self, path: Path, every_minutes: float, control: Control) -> None:
         self._path = path
@@ -52,9 +60,15 @@ class LastCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
-        # Asking rank 0 makes the ranks wait for one another, so it is done as often as the reports are, between steps.
+        # Asking rank 0 makes the ranks wait for one another, so it is done as often as the reports
+        # are, between steps.
         mid_accumulation = (batch_idx + 1) % trainer.accumulate_grad_batches
         if mid_accumulation or trainer.global_step % trainer.log_every_n_steps:
             return
@@ -70,7 +84,9 @@ class LastCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
 
 
-def checkpoint_callbacks(run: RunDirectory, every_minutes: float, control: Control) -> list[Checkpoint]:
+def checkpoint_callbacks(
+    run: RunDirectory, every_minutes: float, control: Control
+) -> list[Checkpoint]:
     """Best first, so that `last.ckpt` knows the best score."""
     best = ModelCheckpoint(
         dirpath=run.checkpoints,
@@ -85,10 +101,12 @@ def checkpoint_callbacks(run: RunDirectory, every_minutes: float, control: Contr
 
 
 def rescale_progress(progress: dict[str, Any], saved: int, now: int) -> None:
-    """Convert Lightning's batch counters from an accumulation of `saved` batches a step to one of `now`, in place.
+    """Convert Lightning's batch counters from an accumulation of `saved` batches a step to one of
+    `now`, in place.
 
-    Checkpoints are written between optimiser steps, so the counts are whole. `completed` may be one behind `processed`
-    (Lightning's sign that a checkpoint was written inside a batch's end hook) and stays so.
+    Checkpoints are written between optimiser steps, so the counts are whole. `completed` may be one
+    behind `processed` (Lightning's sign that a checkpoint was written inside a batch's end hook)
+    and stays so.
     """
     for counts in (progress["current"], progress["total"]):
         behind = counts["processed"] - counts["completed"]

@@ -1,10 +1,11 @@
-"""Logs: every rank writes its own file below the run directory; rank 0 also speaks to the console."""
+"""Logs: every rank writes its own file below the run directory; rank 0 also speaks to the
+console."""
 
 import logging
 import sys
 import warnings
 
-from convoy.rundir import RunDirectory
+from convoy.run.layout import RunDirectory
 from convoy.topology import Topology
 
 logger = logging.getLogger("convoy")
@@ -12,7 +13,8 @@ logger = logging.getLogger("convoy")
 # Lightning's advice on choices that Convoy makes on purpose.
 EXPECTED_WARNINGS = (
     ".*does not have many workers.*",
-    ".*It is recommended to use `self.log.*sync_dist=True.*",  # the values are already means over the ranks
+    # The values are means over the ranks already.
+    ".*It is recommended to use `self.log.*sync_dist=True.*",
     ".*your dataloader is not resumable.*",  # the data module keeps the order's position
     ".*is smaller than the logging interval.*",  # a report is made at the end of each epoch too
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
@@ -40,6 +42,8 @@ def speak_on_rank_zero(topology: Topology) -> None:
 def write_to(run: RunDirectory, topology: Topology) -> None:
     """Append everything that this rank logs to `logs/rank-<rank>.log`."""
     handler = logging.FileHandler(run.rank_log(topology.rank))
-    handler.setFormatter(logging.Formatter(f"%(asctime)s {topology.host} [{topology.rank}] %(name)s: %(message)s"))
+    handler.setFormatter(
+        logging.Formatter(f"%(asctime)s {topology.host} [{topology.rank}] %(name)s: %(message)s")
+    )
     logging.getLogger().addHandler(handler)
     logger.info(str(topology)) if not topology.is_rank_zero else None

@@ -1,4 +1,5 @@
-"""The Lightning module around an agent: its loss, its optimiser, and displacement errors at validation."""
+"""The Lightning module around an agent: its loss, its optimiser, and displacement errors at
+validation."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from torch import Tensor
 from convoy.agents.contract import TrainableAgent
 from convoy.data.cache import Sample
 from convoy.errors import ConvoyError
-from convoy.rundir import RunDirectory
+from convoy.run.layout import RunDirectory
 from convoy.training.checkpoint import rescale_progress
 from convoy.training.metrics import constant_velocity_trajectory, displacement_errors, ego_velocity
 from convoy.training.process_group import Control
@@ -20,8 +21,8 @@ from convoy.training.process_group import Control
 class AgentModule(pl.LightningModule):
     """Trains any `TrainableAgent`.
 
-    The attribute is called `agent`, and so begin the checkpoint's keys: NAVSIM's callbacks and its agents' `initialize`
-    expect just that.
+    The attribute is called `agent`, and so begin the checkpoint's keys: NAVSIM's callbacks and its
+    agents' `initialize` expect just that.
     """
 
     def __init__(self, agent: TrainableAgent, run: RunDirectory, control: Control) -> None:
@@ -51,12 +52,15 @@ class AgentModule(pl.LightningModule):
         ranks = int(self._control.sum(torch.tensor([int(bad is not None)])).item())
         self._stop_if_not_finite(bad)
         if ranks:
-            raise ConvoyError(f"No checkpoint is written: the loss is not finite on {ranks} other rank(s).")
+            raise ConvoyError(
+                f"No checkpoint is written: the loss is not finite on {ranks} other rank(s)."
+            )
 
         checkpoint["accumulation"] = self.trainer.accumulate_grad_batches
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lightning counts batches; a run that goes on with another accumulation has more or fewer of them a step."""
+        """Lightning counts batches; a run that goes on with another accumulation has more or fewer
+        of them a step."""
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         rescale_progress(progress, checkpoint["accumulation"], self.trainer.accumulate_grad_batches)
 
@@ -69,8 +73,12 @@ class AgentModule(pl.LightningModule):
         own = self.trainer.datamodule.own_validation_samples(batch_idx)
         if own == 0:
             return
-        features, targets, predictions = (_first(own, tensors) for tensors in (features, targets, predictions))
-        self._add("loss", self.agent.compute_loss(features, targets, predictions).double() * own, own)
+        features, targets, predictions = (
+            _first(own, tensors) for tensors in (features, targets, predictions)
+        )
+        self._add(
+            "loss", self.agent.compute_loss(features, targets, predictions).double() * own, own
+        )
         if "trajectory" not in predictions or "trajectory" not in targets:
             return
         self._add_displacements("", predictions["trajectory"], targets["trajectory"])
@@ -80,7 +88,8 @@ class AgentModule(pl.LightningModule):
             self._add_displacements("_constant_velocity", guess, targets["trajectory"])
 
     def on_validation_epoch_end(self) -> None:
-        """Log means over all ranks' samples: val/loss; in metres val/ade, val/fde and the constant-velocity guess's."""
+        """Log means over all ranks' samples: val/loss; in metres val/ade, val/fde and the
+        constant-velocity guess's."""
         for name in ("loss", "ade", "fde", "ade_constant_velocity", "fde_constant_velocity"):
             sums = self._sums.get(name, torch.zeros(2, dtype=torch.float64)).cpu()
             total, count = self._control.sum(sums).tolist()
@@ -107,12 +116,15 @@ class AgentModule(pl.LightningModule):
         tokens = self.trainer.datamodule.training_tokens(epoch, batch_index)
         record = self._run.non_finite_batch(self.global_rank)
         record.write_text(
-            json.dumps({"loss": str(loss), "epoch": epoch, "batch": batch_index, "samples": tokens}, indent=1)
+            json.dumps(
+                {"loss": str(loss), "epoch": epoch, "batch": batch_index, "samples": tokens},
+                indent=1,
+            )
         )
         raise ConvoyError(
-            f"The loss became {loss} on rank {self.global_rank} (epoch {epoch}, batch {batch_index}); the batch's "
-            f"{len(tokens)} tokens are in {record}. The last checkpoint is from before: look at those samples, "
-            "or lower the learning rate."
+            f"The loss became {loss} on rank {self.global_rank} (epoch {epoch}, batch "
+            f"{batch_index}); the batch's {len(tokens)} tokens are in {record}. The last "
+            "checkpoint is from before: look at those samples, or lower the learning rate."
         )
 
 
@@ -129,13 +141,16 @@ class FiniteCheck:
         event = None
         value = loss.detach()
         if loss.is_cuda:
-            value = torch.empty((), dtype=loss.dtype, pin_memory=True).copy_(value, non_blocking=True)
+            value = torch.empty((), dtype=loss.dtype, pin_memory=True).copy_(
+                value, non_blocking=True
+            )
             event = torch.cuda.Event()
             event.record()
         self._pending = (value, event, epoch, batch_index)
 
     def previous(self) -> tuple[float, int, int] | None:
-        """(loss, epoch, batch index) of the step begun last when its loss is not finite, else None."""
+        """(loss, epoch, batch index) of the step begun last when its loss is not finite, else
+        None."""
         if self._pending is None:
             return None
         value, event, epoch, batch_index = self._pending
@@ -149,5 +164,6 @@ class FiniteCheck:
 def _first(count: int, tensors: Mapping[str, Any]) -> dict[str, Any]:
     """The first `count` samples of a batch's tensors."""
     return {
-        name: value[:count] if isinstance(value, Tensor) and value.ndim else value for name, value in tensors.items()
+        name: value[:count] if isinstance(value, Tensor) and value.ndim else value
+        for name, value in tensors.items()
     }

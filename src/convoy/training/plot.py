@@ -10,12 +10,16 @@ METRES = 32  # NAVSIM's LiDAR histogram reaches 32 m to each side
 
 
 def plot_trajectories(
-    path: Path, features: dict[str, Tensor], targets: dict[str, Tensor], predictions: dict[str, Tensor]
+    path: Path,
+    features: dict[str, Tensor],
+    targets: dict[str, Tensor],
+    predictions: dict[str, Tensor],
 ) -> None:
-    """Write a PNG with one bird's-eye panel per sample: true, predicted and constant-velocity trajectory.
+    """Write a PNG with one bird's-eye panel per sample: true, predicted and constant-velocity
+    trajectory.
 
-    They lie over the LiDAR histogram (`lidar_feature`: batch x 1 x 256 x 256, x ahead in rows, y left in columns) where
-    there is one.
+    They lie over the LiDAR histogram (`lidar_feature`: batch x 1 x 256 x 256, x ahead in rows, y
+    left in columns) where there is one.
 
     `trajectory` of `targets` and `predictions` is (batch, poses, 3) in metres.
     """
@@ -27,25 +31,40 @@ def plot_trajectories(
     count = len(targets["trajectory"])
     columns = min(4, count)
     rows = -(-count // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(3.2 * columns, 3.4 * rows), squeeze=False)
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(3.2 * columns, 3.4 * rows), squeeze=False
+    )
     velocity = ego_velocity(features)
-    guess = constant_velocity_trajectory(velocity, targets["trajectory"].shape[1]) if velocity is not None else None
+    guess = (
+        constant_velocity_trajectory(velocity, targets["trajectory"].shape[1])
+        if velocity is not None
+        else None
+    )
     for index, axis in enumerate(axes.flat):
         if index >= count:
             axis.axis("off")
             continue
         if "lidar_feature" in features:
             axis.imshow(
-                features["lidar_feature"][index, 0], origin="lower", cmap="Greys", vmax=2,
+                features["lidar_feature"][index, 0],
+                origin="lower",
+                cmap="Greys",
+                vmax=2,
                 extent=(-METRES, METRES, -METRES, METRES),
-            )  # fmt: skip
+            )
         for name, trajectories, style in (
             ("constant velocity", guess, "C7--"),
             ("true", targets["trajectory"], "C2o-"),
             ("predicted", predictions["trajectory"], "C3.-"),
         ):
             if trajectories is not None:
-                axis.plot(trajectories[index, :, 1], trajectories[index, :, 0], style, label=name, markersize=4)
+                axis.plot(
+                    trajectories[index, :, 1],
+                    trajectories[index, :, 0],
+                    style,
+                    label=name,
+                    markersize=4,
+                )
         axis.set(
             xlim=(METRES, -METRES), ylim=(-8, 2 * METRES - 8), aspect="equal"
         )  # left is left, as the driver sees it

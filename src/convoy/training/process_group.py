@@ -1,4 +1,5 @@
-"""The process group, opened before Lightning so that all ranks agree on errors, names and the cache's index first."""
+"""The process group, opened before Lightning so that all ranks agree on errors, names and the
+cache's index first."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -16,14 +17,16 @@ T = TypeVar("T")
 
 
 class Control:
-    """Small agreements among the ranks, over gloo on the host: they never wait for a GPU's queue."""
+    """Small agreements among the ranks, over gloo on the host: they never wait for a GPU's
+    queue."""
 
     def __init__(self, topology: Topology, group: dist.ProcessGroup | None) -> None:
         self.topology = topology
         self._group = group
 
     def on_rank_zero(self, work: Callable[[], T]) -> T:
-        """Run `work` on rank 0 and give its result (it is pickled) to every rank; a ConvoyError is raised on all."""
+        """Run `work` on rank 0 and give its result (it is pickled) to every rank; a ConvoyError is
+        raised on all."""
         outcome: list[Any] = [None]
         if self.topology.is_rank_zero:
             try:
@@ -60,7 +63,8 @@ class Control:
 
 @contextmanager
 def process_group(topology: Topology, accelerator: str, timeout: timedelta) -> Iterator[Control]:
-    """Join the other ranks: NCCL for the GPUs' gradients, gloo for `Control`; nothing to join when alone.
+    """Join the other ranks: NCCL for the GPUs' gradients, gloo for `Control`; nothing to join when
+    alone.
 
     Lightning finds the group open and uses it.
     """
@@ -84,8 +88,9 @@ def process_group(topology: Topology, accelerator: str, timeout: timedelta) -> I
 def leave_process_group() -> None:
     """Destroy the process group, after its threads have let go of Python objects.
 
-    A gloo thread needs the interpreter lock to drop what a finished collective held; destroying the group holds that
-    lock and waits for the thread. With torch 2.13 a process that did so right after its last collective hung for ever.
+    A gloo thread needs the interpreter lock to drop what a finished collective held; destroying the
+    group holds that lock and waits for the thread. With torch 2.13 a process that did so right
+    after its last collective hung for ever.
     """
     time.sleep(0.1)
     dist.destroy_process_group()

@@ -8,7 +8,14 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from convoy.global_batch import BatchPlan
 from convoy.training.process_group import Control
@@ -17,7 +24,8 @@ logger = logging.getLogger("convoy")
 
 
 class ProgressReport(pl.Callback):
-    """Reports loss (mean over ranks and steps) and samples/s, every `trainer.log_every_n_steps` optimiser steps.
+    """Reports loss (mean over ranks and steps) and samples/s, every `trainer.log_every_n_steps`
+    optimiser steps.
 
     They go to the loggers and to rank 0's terminal (a bar) or log (a line).
     """
@@ -32,9 +40,11 @@ class ProgressReport(pl.Callback):
 
     @property
     def samples_per_second(self) -> float:
-        """Over all ranks and all training so far, validation and checkpoints left out; NaN before the first report.
+        """Over all ranks and all training so far, validation and checkpoints left out; NaN before
+        the first report.
 
-        The first report pays for loading code and filling queues, so it counts only where there is no other.
+        The first report pays for loading code and filling queues, so it counts only where there is
+        no other.
         """
         windows = self._windows[1:] or self._windows
         seconds = sum(window[0] for window in windows)
@@ -50,7 +60,12 @@ class ProgressReport(pl.Callback):
         self._restart_clock(trainer)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         self._losses.append(outputs["loss"].detach())
         step = trainer.global_step
@@ -65,7 +80,9 @@ class ProgressReport(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and not trainer.sanity_checking:
             metrics = {
-                name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
+                name: float(value)
+                for name, value in trainer.callback_metrics.items()
+                if name.startswith("val/")
             }
             self._view.say(_validation_line(trainer, metrics))
         self._restart_clock(trainer)
@@ -73,7 +90,9 @@ class ProgressReport(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._view.stop()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
         self._view.stop()
 
     def _restart_clock(self, trainer: pl.Trainer) -> None:
@@ -84,11 +103,17 @@ class ProgressReport(pl.Callback):
         now = time.monotonic()
         mean = torch.stack(self._losses).double().mean().cpu()
         loss = float(self._control.sum(mean)) / trainer.world_size
-        seconds, samples = now - self._since[0], (step - self._since[1]) * self._batches.global_batch
+        seconds, samples = (
+            now - self._since[0],
+            (step - self._since[1]) * self._batches.global_batch,
+        )
         self._windows.append((seconds, samples))
         rate = samples / seconds
         for sink in trainer.loggers:
-            sink.log_metrics({"train/loss": loss, "train/samples_per_s": rate, "epoch": trainer.current_epoch}, step)
+            sink.log_metrics(
+                {"train/loss": loss, "train/samples_per_s": rate, "epoch": trainer.current_epoch},
+                step,
+            )
         if trainer.is_global_zero:
             self._view.advance(step, trainer.current_epoch, loss, rate, self._batches.global_batch)
         self._since = (now, step)
@@ -132,7 +157,9 @@ class _Bar:
             TimeRemainingColumn(),
             console=Console(),
         )
-        self._task: TaskID = self._progress.add_task("", total=steps, completed=step, epoch=0, loss=0.0, rate=0.0)
+        self._task: TaskID = self._progress.add_task(
+            "", total=steps, completed=step, epoch=0, loss=0.0, rate=0.0
+        )
         self._progress.start()
 
     def advance(self, step: int, epoch: int, loss: float, rate: float, global_batch: int) -> None:

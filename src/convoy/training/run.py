@@ -11,7 +11,6 @@ from typing import Any
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 
-from convoy.agents import navsim
 from convoy.agents.contract import TrainableAgent
 from convoy.config import Settings, differences
 from convoy.data.cache import Builders, skipped_samples
@@ -19,7 +18,9 @@ from convoy.data.module import DataModule
 from convoy.data.source import Split, open_source
 from convoy.data.split import choose_logs
 from convoy.errors import ConvoyError
-from convoy.rundir import RunDirectory, choose_root, open_run
+from convoy.navsim.agents import build_agent
+from convoy.run.layout import RunDirectory
+from convoy.run.ownership import choose_root, open_run
 from convoy.topology import Topology
 from convoy.training import logs
 from convoy.training.checkpoint import checkpoint_callbacks
@@ -40,7 +41,8 @@ class Data:
 
 
 def train(settings: Settings, topology: Topology) -> None:
-    """Train, and leave the results in the run directory. Raises ConvoyError for what the user can mend."""
+    """Train, and leave the results in the run directory. Raises ConvoyError for what the user can
+    mend."""
     config = settings.config
     logs.speak_on_rank_zero(topology)
     require_accelerator(config.trainer.params.accelerator, topology)
@@ -50,11 +52,13 @@ def train(settings: Settings, topology: Topology) -> None:
         run = _open_run(settings, topology, control)
         logs.write_to(run, topology)
         pl.seed_everything(config.seed, workers=True, verbose=False)
-        agent = navsim.build_agent(config.agent)
+        agent = build_agent(config.agent)
         builders = _builders(agent)
         data = control.on_rank_zero(lambda: _find_data(settings, builders))
         module = AgentModule(agent, run, control)
-        datamodule = DataModule(data.train, data.val, builders, config, settings.batches, topology, run)
+        datamodule = DataModule(
+            data.train, data.val, builders, config, settings.batches, topology, run
+        )
         progress = ProgressReport(settings.batches, control)
         callbacks = [
             *agent.get_training_callbacks(),
@@ -69,7 +73,8 @@ def train(settings: Settings, topology: Topology) -> None:
             results |= _metrics(trainer, "_before")
         if resume is not None:
             logger.info("going on from %s", resume)
-        # A checkpoint of this run holds Python objects (loop progress, callbacks): it is trusted, not weights only.
+        # A checkpoint of this run holds Python objects (loop progress, callbacks): it is trusted,
+        # not weights only.
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=False)
         results |= _metrics(trainer, "") | {"samples_per_s": _number(progress.samples_per_second)}
         if topology.is_rank_zero:
@@ -81,10 +86,12 @@ def _require_one_configuration(config: DictConfig, topology: Topology, control: 
     for rank, (host, other) in enumerate(entries):
         changed = differences(OmegaConf.create(entries[0][1]), OmegaConf.create(other))
         if changed:
-            shown = "; ".join(f"{key}: {first!r} and {own!r}" for key, (first, own) in list(changed.items())[:4])
+            shown = "; ".join(
+                f"{key}: {first!r} and {own!r}" for key, (first, own) in list(changed.items())[:4]
+            )
             raise ConvoyError(
-                f"The configuration differs between rank 0 on {entries[0][0]} and rank {rank} on {host}: {shown}. "
-                "Start every node with the same arguments."
+                f"The configuration differs between rank 0 on {entries[0][0]} and rank {rank} on "
+                f"{host}: {shown}. Start every node with the same arguments."
             )
 
 
@@ -100,17 +107,29 @@ def _open_run(settings: Settings, topology: Topology, control: Control) -> RunDi
     config.run_dir = config.output_dir = config.trainer.params.default_root_dir = str(run.root)
     batches = settings.batches
     logger.info(
-        "%s: %d node(s) x %d process(es), global batch %d = %d ranks x %d samples x %d accumulation",
-        run.root, topology.num_nodes, topology.local_world_size, batches.global_batch, batches.world_size,
-        batches.rank_batch, batches.accumulation,
-    )  # fmt: skip
+        "%s: %d node(s) x %d process(es), global batch %d = %d ranks x %d samples x %d "
+        "accumulation",
+        run.root,
+        topology.num_nodes,
+        topology.local_world_size,
+        batches.global_batch,
+        batches.world_size,
+        batches.rank_batch,
+        batches.accumulation,
+    )
     return run
 
 
 def _builders(agent: TrainableAgent) -> Builders:
     if not isinstance(agent, TrainableAgent):
-        lacking = [name for name in dir(TrainableAgent) if not name.startswith("_") and not hasattr(agent, name)]
-        raise ConvoyError(f"{type(agent).__name__} cannot be trained: it has no {', '.join(lacking)}.")
+        lacking = [
+            name
+            for name in dir(TrainableAgent)
+            if not name.startswith("_") and not hasattr(agent, name)
+        ]
+        raise ConvoyError(
+            f"{type(agent).__name__} cannot be trained: it has no {', '.join(lacking)}."
+        )
     try:
         return Builders(
             tuple(builder.get_unique_name() for builder in agent.get_feature_builders()),
@@ -124,18 +143,28 @@ def _find_data(settings: Settings, builders: Builders) -> Data:
     """Choose the logs and list their samples, on rank 0 for all ranks."""
     source = open_source(settings.config)
     chosen = choose_logs(settings.config, source.logs())
-    data = Data(source.split("train", chosen.train, builders), source.split("validation", chosen.val, builders))
+    data = Data(
+        source.split("train", chosen.train, builders),
+        source.split("validation", chosen.val, builders),
+    )
     logger.info(
         "%d training samples of %d logs, %d validation samples of %d logs (%s)",
-        len(data.train.samples), len(data.train.logs), len(data.val.samples), len(data.val.logs), chosen.reason,
-    )  # fmt: skip
+        len(data.train.samples),
+        len(data.train.logs),
+        len(data.val.samples),
+        len(data.val.logs),
+        chosen.reason,
+    )
     return data
 
 
 def _metrics(trainer: pl.Trainer, suffix: str) -> dict[str, float | None]:
-    """Validation metrics as `ade<suffix>` and so on; the constant-velocity figures need no suffix."""
+    """Validation metrics as `ade<suffix>` and so on; the constant-velocity figures need no
+    suffix."""
     return {
-        name.removeprefix("val/") + ("" if "constant_velocity" in name else suffix): _number(float(value))
+        name.removeprefix("val/") + ("" if "constant_velocity" in name else suffix): _number(
+            float(value)
+        )
         for name, value in trainer.callback_metrics.items()
         if name.startswith("val/")
     }

@@ -1,4 +1,5 @@
-"""Where samples to be packed come from: NAVSIM's gzip cache, or raw logs through an agent's own builders."""
+"""Where samples to be packed come from: NAVSIM's gzip cache, or raw logs through an agent's own
+builders."""
 
 import dataclasses
 import hashlib
@@ -14,12 +15,14 @@ from typing import Any, Protocol
 
 import torch
 
-from convoy.agents import navsim
 from convoy.data import cache, pool
 from convoy.data.packing import Tensors
 from convoy.data.prepare.plan import Unit
 from convoy.data.shards import Builder
 from convoy.errors import ConvoyError
+from convoy.navsim import tree
+from convoy.navsim.importing import make_importable, one_thread
+from convoy.navsim.scenes import open_log
 
 LOGS_PER_LISTER = 8  # that a process must have to list for it to be worth starting
 
@@ -61,13 +64,20 @@ class CacheInput:
     def open(cls, root: Path, trusted: bool) -> "CacheInput":
         """Raises ConvoyError when `root` is no cache."""
         if not root.is_dir():
-            raise ConvoyError(f"--from-cache {root} is not a directory on this machine. Is the file system mounted?")
+            raise ConvoyError(
+                f"--from-cache {root} is not a directory on this machine. Is the file system "
+                "mounted?"
+            )
         for log in cache.logs_in(root):
             for token in _folders(root / log):
-                names = sorted(path.name.removesuffix(".gz") for path in (root / log / token).glob("*.gz"))
+                names = sorted(
+                    path.name.removesuffix(".gz") for path in (root / log / token).glob("*.gz")
+                )
                 if names:
                     return cls(root, tuple(names), trusted)
-        raise ConvoyError(f"--from-cache {root} holds no <log>/<token>/<builder>.gz: it is no feature cache.")
+        raise ConvoyError(
+            f"--from-cache {root} holds no <log>/<token>/<builder>.gz: it is no feature cache."
+        )
 
     @property
     def builders(self) -> tuple[Builder, ...]:
@@ -85,8 +95,8 @@ class CacheInput:
             for token in tokens:
                 if token in log_of:
                     raise ConvoyError(
-                        f"The token {token} is in two logs of {self.root}, {log_of[token]} and {log}: it would be "
-                        "trained on twice. Delete one of its folders."
+                        f"The token {token} is in two logs of {self.root}, {log_of[token]} and "
+                        f"{log}: it would be trained on twice. Delete one of its folders."
                     )
                 log_of[token] = log
             units += _parts(log, tokens, samples_per_shard)
@@ -107,7 +117,8 @@ class CacheInput:
 
 @dataclass(frozen=True)
 class RawInput:
-    """NAVSIM's logs and sensor data, read by its own SceneLoader and turned into tensors by an agent's builders."""
+    """NAVSIM's logs and sensor data, read by its own SceneLoader and turned into tensors by an
+    agent's builders."""
 
     logs: Path
     sensors: Path
@@ -121,35 +132,44 @@ class RawInput:
         """Raises ConvoyError for what would fail at every scene."""
         for name, path in (("navsim_log_path", self.logs), ("original_sensor_path", self.sensors)):
             if not path.is_dir():
-                raise ConvoyError(f"{name}={path} is not a directory on this machine. Is the file system mounted?")
+                raise ConvoyError(
+                    f"{name}={path} is not a directory on this machine. Is the file system mounted?"
+                )
         maps = os.environ.get("NUPLAN_MAPS_ROOT")
         if not maps or not (Path(maps) / "nuplan-maps-v1.0.json").is_file():
             raise ConvoyError(
-                f"NUPLAN_MAPS_ROOT={maps} holds no nuplan-maps-v1.0.json, and NAVSIM reads its maps there. Point it "
-                "at the folder of nuPlan's maps."
+                f"NUPLAN_MAPS_ROOT={maps} holds no nuplan-maps-v1.0.json, and NAVSIM reads its "
+                "maps there. Point it at the folder of nuPlan's maps."
             )
         if self.scene_filter.get("max_scenes") or self.scene_filter.get("include_synthetic_scenes"):
             raise ConvoyError(
-                f"train_test_split={self.split} asks for max_scenes or for synthetic scenes, which do not belong to "
-                "one log. Choose a split without, or name log_names or tokens."
+                f"train_test_split={self.split} asks for max_scenes or for synthetic scenes, which "
+                "do not belong to one log. Choose a split without, or name log_names or tokens."
             )
         try:
             pickle.dumps(self)
         except Exception as error:
             raise ConvoyError(
-                f"The agent's builders cannot be sent to worker processes ({type(error).__name__}: {error}). "
-                "A builder must be picklable: no lambdas or open files among its attributes."
+                f"The agent's builders cannot be sent to worker processes ({type(error).__name__}: "
+                f"{error}). A builder must be picklable: no lambdas or open files among its "
+                "attributes."
             ) from error
 
     def __reduce__(self) -> tuple[Callable[[bytes], "RawInput"], tuple[bytes]]:
-        """In two steps: what makes NAVSIM importable must come before what unpickles its builders."""
-        return _load_raw_input, (pickle.dumps([getattr(self, field.name) for field in dataclasses.fields(self)]),)
+        """In two steps: what makes NAVSIM importable must come before what unpickles its
+        builders."""
+        return _load_raw_input, (
+            pickle.dumps([getattr(self, field.name) for field in dataclasses.fields(self)]),
+        )
 
     @property
     def builders(self) -> tuple[Builder, ...]:
         return tuple(
             Builder(builder.get_unique_name(), role, _class_path(builder), _as_json(vars(builder)))
-            for role, builders in (("feature", self.feature_builders), ("target", self.target_builders))
+            for role, builders in (
+                ("feature", self.feature_builders),
+                ("target", self.target_builders),
+            )
             for builder in builders
         )
 
@@ -159,16 +179,26 @@ class RawInput:
             "navsim_log_path": str(self.logs),
             "original_sensor_path": str(self.sensors),
             "train_test_split": self.split,
-            "scene_filter": hashlib.sha256(repr(sorted(self.scene_filter.items())).encode()).hexdigest(),
-            "navsim_commit": navsim.commit(),
+            "scene_filter": hashlib.sha256(
+                repr(sorted(self.scene_filter.items())).encode()
+            ).hexdigest(),
+            "navsim_commit": tree.commit(),
         }
 
     def units(self, samples_per_shard: int, workers: int | None) -> list[Unit]:
         """Every log is read for its scenes: only so all tasks can have equal shares."""
         wanted = self.scene_filter.get("log_names")
-        logs = [path.stem for path in sorted(self.logs.glob("*.pkl")) if wanted is None or path.stem in wanted]
+        logs = [
+            path.stem
+            for path in sorted(self.logs.glob("*.pkl"))
+            if wanted is None or path.stem in wanted
+        ]
         if not logs:
-            which = f" of the {len(wanted)} logs of train_test_split={self.split}" if wanted is not None else ""
+            which = (
+                f" of the {len(wanted)} logs of train_test_split={self.split}"
+                if wanted is not None
+                else ""
+            )
             raise ConvoyError(f"navsim_log_path={self.logs} holds no <log>.pkl{which}.")
         available = workers or len(os.sched_getaffinity(0))
         listers = max(1, min(available, len(logs) // LOGS_PER_LISTER))
@@ -177,38 +207,50 @@ class RawInput:
         units: list[Unit] = []
         for log in logs:
             tokens = listed[log]
-            units += [Unit(log, 0, 1, 1)] if tokens is None else _parts(log, tokens, samples_per_shard)
+            units += (
+                [Unit(log, 0, 1, 1)] if tokens is None else _parts(log, tokens, samples_per_shard)
+            )
         if not units:
             raise ConvoyError(
-                f"None of the {len(logs)} logs of navsim_log_path={self.logs} holds a scene of train_test_split="
-                f"{self.split}."
+                f"None of the {len(logs)} logs of navsim_log_path={self.logs} holds a scene of "
+                f"train_test_split={self.split}."
             )
         return units
 
     def samples(self, unit: Unit) -> Iterator[tuple[str, Callable[[], Loaded]]]:
-        chosen = self.scene_filter if unit.tokens is None else {**self.scene_filter, "tokens": list(unit.tokens)}
-        loader = navsim.open_log(unit.log, self.logs, self.sensors, chosen, self.sensor_config)
+        chosen = (
+            self.scene_filter
+            if unit.tokens is None
+            else {**self.scene_filter, "tokens": list(unit.tokens)}
+        )
+        loader = open_log(unit.log, self.logs, self.sensors, chosen, self.sensor_config)
         for token in loader.tokens:
             yield token, lambda token=token: self._build(loader, token)
 
     def start_worker(self) -> None:
-        navsim.one_thread()
+        one_thread()
 
     def _build(self, loader: Any, token: str) -> Loaded:
         began = time.perf_counter()
         scene = loader.get_scene_from_token(token)
         agent_input = scene.get_agent_input()
         loaded = time.perf_counter()
-        sample = {builder.get_unique_name(): builder.compute_features(agent_input) for builder in self.feature_builders}
+        sample = {
+            builder.get_unique_name(): builder.compute_features(agent_input)
+            for builder in self.feature_builders
+        }
         for builder in self.target_builders:
             sample[builder.get_unique_name()] = builder.compute_targets(scene)
         return sample, {"scenes": loaded - began, "builders": time.perf_counter() - loaded}
 
 
 def tokens_of_log(source: RawInput, log: str) -> list[str] | None:
-    """Tokens of the log's scenes, in time; None for a log that cannot be read: packing it will tell why."""
+    """Tokens of the log's scenes, in time; None for a log that cannot be read: packing it will tell
+    why."""
     try:
-        return navsim.open_log(log, source.logs, source.sensors, source.scene_filter, source.sensor_config).tokens
+        return open_log(
+            log, source.logs, source.sensors, source.scene_filter, source.sensor_config
+        ).tokens
     except Exception:  # NAVSIM unpickles it
         return None
 
@@ -222,7 +264,7 @@ def _parts(log: str, tokens: Sequence[str], most: int) -> list[Unit]:
 
 
 def _load_raw_input(content: bytes) -> RawInput:
-    navsim.make_importable()
+    make_importable()
     return RawInput(*pickle.loads(content))
 
 
@@ -242,7 +284,9 @@ def _as_json(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {
+            field.name: _as_json(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
     if isinstance(value, Mapping):
         return {str(key): _as_json(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -1,7 +1,9 @@
-"""What is to be prepared, written down once in `<dir>/preparation.json`, and which task of a start does what of it.
+"""What is to be prepared, written down once in `<dir>/preparation.json`, and which task of a start
+does what of it.
 
-Tasks do not talk to each other. They agree by files that only one of them can create: the preparation, and for each
-start the list of what is still missing; everything else follows from those two by arithmetic.
+Tasks do not talk to each other. They agree by files that only one of them can create: the
+preparation, and for each start the list of what is still missing; everything else follows from
+those two by arithmetic.
 """
 
 import heapq
@@ -13,7 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from convoy.data.shards import SHARDS, Layout, layout_from_json, layout_to_json, read_entry, shard_name
+from convoy.data.layout import Layout
+from convoy.data.shards import SHARDS, layout_from_json, layout_to_json, read_entry, shard_name
 from convoy.errors import ConvoyError
 
 PREPARATION = "preparation.json"
@@ -23,7 +26,8 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Unit:
-    """What becomes one shard: part `part` of `parts` of a log. `weight` says how much work it is, relative to others.
+    """What becomes one shard: part `part` of `parts` of a log. `weight` says how much work it is,
+    relative to others.
 
     `tokens` are its samples; None stands for a log that could not be listed.
     """
@@ -56,7 +60,8 @@ class Preparation:
 def open_preparation(
     root: Path, identity: Mapping[str, Any], begin: Callable[[], tuple[Sequence[Unit], Layout]]
 ) -> Preparation:
-    """The preparation of `root`; where there is none yet, `begin` lists its units and probes its layout.
+    """The preparation of `root`; where there is none yet, `begin` lists its units and probes its
+    layout.
 
     Raises ConvoyError, naming the differences, when `root` belongs to another preparation.
     """
@@ -79,13 +84,15 @@ def open_preparation(
     ]
     if changed:
         raise ConvoyError(
-            f"{root} belongs to another preparation: {'; '.join(changed[:4])}. Give another directory, or the same "
-            "arguments to go on with that one."
+            f"{root} belongs to another preparation: {'; '.join(changed[:4])}. Give another "
+            "directory, or the same arguments to go on with that one."
         )
     return preparation
 
 
-def missing_at_start(root: Path, start: str, preparation: Preparation, retry_failed: bool = False) -> list[int]:
+def missing_at_start(
+    root: Path, start: str, preparation: Preparation, retry_failed: bool = False
+) -> list[int]:
     """What was missing when the first task of `start` looked; the same for all of its tasks.
 
     With `retry_failed` that includes shards that left samples out.
@@ -94,7 +101,9 @@ def missing_at_start(root: Path, start: str, preparation: Preparation, retry_fai
     if not path.exists():
         missing = preparation.missing(root)
         if retry_failed:
-            missing += [number for number, unit in enumerate(preparation.units) if _left_out(root, unit)]
+            missing += [
+                number for number, unit in enumerate(preparation.units) if _left_out(root, unit)
+            ]
         create_once(path, missing)
     return json.loads(path.read_text())
 
@@ -105,7 +114,8 @@ def _left_out(root: Path, unit: Unit) -> bool:
 
 
 def share(units: Sequence[Unit], missing: Sequence[int], task: int, tasks: int) -> list[int]:
-    """The numbers of the units that `task` of `tasks` does: largest first, each to the task that has least."""
+    """The numbers of the units that `task` of `tasks` does: largest first, each to the task that
+    has least."""
     loads = [(0, number) for number in range(tasks)]
     mine = []
     for number in sorted(missing, key=lambda number: (-units[number].weight, number)):
@@ -121,8 +131,11 @@ def start_folder(root: Path, start: str) -> Path:
 
 
 def create_once(path: Path, content: Any) -> None:
-    """Write `path` unless it is there; of several that try at once, one succeeds and no one sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.{time.monotonic_ns()}.tmp")
+    """Write `path` unless it is there; of several that try at once, one succeeds and no one sees
+    half of it."""
+    temporary = path.with_name(
+        f".{path.name}.{os.uname().nodename}.{os.getpid()}.{time.monotonic_ns()}.tmp"
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w") as file:
@@ -144,8 +157,8 @@ def _read(path: Path) -> Preparation:
         content = json.loads(path.read_bytes())
         if content["version"] != VERSION:
             raise ConvoyError(
-                f"{path} is of version {content['version']}, and this Convoy writes version {VERSION}. Go on with the "
-                "Convoy that began it, or prepare into a new directory."
+                f"{path} is of version {content['version']}, and this Convoy writes version "
+                f"{VERSION}. Go on with the Convoy that began it, or prepare into a new directory."
             )
         units = tuple(
             Unit(**unit | {"tokens": None if unit["tokens"] is None else tuple(unit["tokens"])})
@@ -153,7 +166,9 @@ def _read(path: Path) -> Preparation:
         )
         return Preparation(content["identity"], units, layout_from_json(content["layout"]))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ConvoyError(f"{path} is damaged ({error!r}). Prepare into a new directory.") from error
+        raise ConvoyError(
+            f"{path} is damaged ({error!r}). Prepare into a new directory."
+        ) from error
 
 
 def _short(value: Any) -> str:

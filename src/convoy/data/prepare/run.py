@@ -1,4 +1,5 @@
-"""Prepares one task's share: units over worker processes, each unit one shard; the first task ends the whole."""
+"""Prepares one task's share: units over worker processes, each unit one shard; the first task ends
+the whole."""
 
 import multiprocessing
 import threading
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from convoy import __version__
-from convoy.agents import navsim
 from convoy.data import pool
+from convoy.data.layout import Layout
 from convoy.data.packing import NotPackable, Tensors, probe
 from convoy.data.prepare.inputs import Input, Loaded
 from convoy.data.prepare.plan import Preparation, Unit, missing_at_start, open_preparation, share
@@ -22,7 +23,6 @@ from convoy.data.shard_writer import ShardWriter, WriteError
 from convoy.data.shards import (
     MANIFEST,
     SHARDS,
-    Layout,
     Manifest,
     Shard,
     entry_path,
@@ -32,6 +32,7 @@ from convoy.data.shards import (
     write_manifest,
 )
 from convoy.errors import ConvoyError
+from convoy.navsim import tree
 from convoy.topology import Task
 
 PROBED = 8  # samples that the first layout is found with, of different logs
@@ -48,7 +49,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Progress:
-    """Over all tasks of this start. `units` are shards finished, of `units_total` in the whole preparation."""
+    """Over all tasks of this start. `units` are shards finished, of `units_total` in the whole
+    preparation."""
 
     done: int
     failed: int
@@ -66,12 +68,17 @@ class Outcome:
 
 
 def prepare(
-    source: Input, out: Path, options: Options, task: Task, progress: Callable[[Progress], None] = lambda _: None
+    source: Input,
+    out: Path,
+    options: Options,
+    task: Task,
+    progress: Callable[[Progress], None] = lambda _: None,
 ) -> Outcome:
-    """Do this task's share of what is missing in `out`; task 0 also waits for the others and writes the manifest.
+    """Do this task's share of what is missing in `out`; task 0 also waits for the others and writes
+    the manifest.
 
-    Raises ConvoyError when nothing could be packed, when another start is at work there, or on a full disk; finished
-    shards are kept whatever happens.
+    Raises ConvoyError when nothing could be packed, when another start is at work there, or on a
+    full disk; finished shards are kept whatever happens.
     """
     started = time.monotonic()
     _make(out)
@@ -79,7 +86,9 @@ def prepare(
     board.open()
     state = "stopped"
     try:
-        preparation = open_preparation(out, _identity(source, options), lambda: _begin(source, options))
+        preparation = open_preparation(
+            out, _identity(source, options), lambda: _begin(source, options)
+        )
         missing = missing_at_start(out, task.start, preparation, options.retry_failed)
         if missing:
             (out / MANIFEST).unlink(missing_ok=True)  # it says that all is there
@@ -107,7 +116,8 @@ class _Work:
 
 
 def pack_unit(work: _Work, unit: Unit) -> Shard:
-    """Pack one unit in this process. A sample that fails is noted in the shard's entry, with the reason."""
+    """Pack one unit in this process. A sample that fails is noted in the shard's entry, with the
+    reason."""
     started = time.perf_counter()
     seconds: dict[str, float] = {}
     with ShardWriter(work.out, unit.log, unit.part, work.layout, work.allow_non_finite) as writer:
@@ -158,12 +168,16 @@ def _make(out: Path) -> None:
     try:
         (out / SHARDS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConvoyError(f"{out} cannot be written: {error.strerror}. Give another directory.") from error
+        raise ConvoyError(
+            f"{out} cannot be written: {error.strerror}. Give another directory."
+        ) from error
 
 
 def _identity(source: Input, options: Options) -> dict[str, Any]:
     return source.describe() | {
-        "builders": [[builder.name, builder.role, builder.cls, builder.config] for builder in source.builders],
+        "builders": [
+            [builder.name, builder.role, builder.cls, builder.config] for builder in source.builders
+        ],
         "samples_per_shard": options.samples_per_shard,
         "allow_non_finite": options.allow_non_finite,
     }
@@ -193,7 +207,9 @@ def _begin(source: Input, options: Options) -> tuple[Sequence[Unit], Layout]:
         return units, probe(some(), options.allow_non_finite)
     except NotPackable as error:
         first = failures[0] if failures else str(error)
-        raise ConvoyError(f"None of the first {len(failures)} samples could be made. {first}") from error
+        raise ConvoyError(
+            f"None of the first {len(failures)} samples could be made. {first}"
+        ) from error
 
 
 def _work(
@@ -224,20 +240,31 @@ def _wait_for_others(
     while missing := preparation.missing(out):
         states = {sign.task: sign.state for sign in board.signs()}
         silent = board.silent()
-        working = [n for n in range(board.task.count) if n not in silent and states.get(n, "working") == "working"]
+        working = [
+            n
+            for n in range(board.task.count)
+            if n not in silent and states.get(n, "working") == "working"
+        ]
         if not working:
-            stopped = sorted({number for number, state in states.items() if state == "stopped"} | set(silent))
-            who = f"task(s) {', '.join(map(str, stopped))} stopped" if stopped else "nobody is working on them"
+            stopped = sorted(
+                {number for number, state in states.items() if state == "stopped"} | set(silent)
+            )
+            who = (
+                f"task(s) {', '.join(map(str, stopped))} stopped"
+                if stopped
+                else "nobody is working on them"
+            )
             raise ConvoyError(
-                f"{len(missing)} of {len(preparation.units)} shards are missing, and {who}. Their own messages say "
-                "why; run the same command again: it does only what is missing."
+                f"{len(missing)} of {len(preparation.units)} shards are missing, and {who}. Their "
+                "own messages say why; run the same command again: it does only what is missing."
             )
         _report(out, preparation, board, progress)
         time.sleep(1.0)
 
 
 def _finish(source: Input, out: Path, preparation: Preparation) -> Manifest:
-    """Put all shards' entries together. Raises ConvoyError when they do not go together, or hold nothing."""
+    """Put all shards' entries together. Raises ConvoyError when they do not go together, or hold
+    nothing."""
     shards = []
     for unit in preparation.units:
         shard = read_entry(out, unit.name)
@@ -247,9 +274,13 @@ def _finish(source: Input, out: Path, preparation: Preparation) -> Manifest:
     require_unique_tokens(shards)
     if not any(shard.tokens for shard in shards):
         first = next((failure for shard in shards for failure in shard.failures), None)
-        why = f": {first.log}/{first.token}: {first.reason}" if first else ": the logs hold no scene of this split"
+        why = (
+            f": {first.log}/{first.token}: {first.reason}"
+            if first
+            else ": the logs hold no scene of this split"
+        )
         raise ConvoyError(f"Not one sample could be prepared{why}.")
-    origin = source.describe() | {"convoy": __version__, "navsim_commit": navsim.commit()}
+    origin = source.describe() | {"convoy": __version__, "navsim_commit": tree.commit()}
     manifest = Manifest(source.builders, origin, tuple(shards))
     write_manifest(out, manifest)
     return manifest
@@ -276,11 +307,17 @@ def _reporting(
         _report(out, preparation, board, progress)
 
 
-def _report(out: Path, preparation: Preparation, board: TaskBoard, progress: Callable[[Progress], None]) -> None:
+def _report(
+    out: Path, preparation: Preparation, board: TaskBoard, progress: Callable[[Progress], None]
+) -> None:
     assert _counters is not None
     done, failed = _counters[:]
     board.count(done, failed)
-    others = [sign for sign in board.signs() if sign.task != board.task.number] if board.task.number == 0 else []
+    others = (
+        [sign for sign in board.signs() if sign.task != board.task.number]
+        if board.task.number == 0
+        else []
+    )
     total = len(preparation.units)
     progress(
         Progress(

@@ -1,7 +1,8 @@
-"""The tasks of one start and their signs of life: for progress over all nodes, and so that two starts do not mix.
+"""The tasks of one start and their signs of life: for progress over all nodes, and so that two
+starts do not mix.
 
-Each task rewrites a small file every few seconds. Ages are differences of the file system's own times, so that clocks
-of nodes need not agree.
+Each task rewrites a small file every few seconds. Ages are differences of the file system's own
+times, so that clocks of nodes need not agree.
 """
 
 import contextlib
@@ -21,7 +22,9 @@ from convoy.topology import Task
 
 BEGIN = "begin.json"
 INTERVAL = 5.0  # seconds between signs of life
-SILENCE = 180.0  # seconds after which a task counts as dead; network file systems show a file's age late
+SILENCE = (
+    180.0  # seconds after which a task counts as dead; network file systems show a file's age late
+)
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,15 @@ class TaskBoard:
         self._root, self.task = root, task
         self._folder = start_folder(root, task.start)
         self._path = self._folder / f"task-{task.number}.json"
-        self._sign = Sign(task.number, socket.gethostname(), os.getpid(), _process_space(), task.job, task.restart)
+        self._sign = Sign(
+            task.number, socket.gethostname(), os.getpid(), _process_space(), task.job, task.restart
+        )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="convoy-sign", daemon=True)
 
     def open(self) -> None:
-        """Give a first sign. Raises ConvoyError while another start is at work in the same directory."""
+        """Give a first sign. Raises ConvoyError while another start is at work in the same
+        directory."""
         create_once(self._folder / BEGIN, {})
         self._write()
         try:
@@ -70,7 +76,9 @@ class TaskBoard:
         self._stop.set()
         self._thread.join()
         self._sign = replace(self._sign, state=state)
-        with contextlib.suppress(ConvoyError):  # task 0 may have seen that all is there, and forgotten the start
+        with contextlib.suppress(
+            ConvoyError
+        ):  # task 0 may have seen that all is there, and forgotten the start
             self._write()
 
     def signs(self) -> list[Sign]:
@@ -80,10 +88,15 @@ class TaskBoard:
     def silent(self) -> list[int]:
         """Tasks of this start that neither finished nor gave a sign lately."""
         now = self._now()
-        seen = {sign.task: sign.state != "working" or now - age < SILENCE for sign, age in _signs(self._folder)}
+        seen = {
+            sign.task: sign.state != "working" or now - age < SILENCE
+            for sign, age in _signs(self._folder)
+        }
         waited = now - (self._folder / "missing.json").stat().st_mtime
         return [
-            number for number in range(self.task.count) if not seen.get(number, waited < 4 * SILENCE)
+            number
+            for number in range(self.task.count)
+            if not seen.get(number, waited < 4 * SILENCE)
         ]  # a container may take minutes to start
 
     def remove(self) -> None:
@@ -111,9 +124,10 @@ class TaskBoard:
             for sign, seen in _signs(folder):
                 if self._is_alive(sign, now - seen) and self._gives_way_to(folder):
                     raise ConvoyError(
-                        f"Another `convoy prepare` is writing {self._root}: on {sign.host}, process {sign.process}"
-                        f"{f', job {sign.job}' if sign.job else ''}, last sign {max(0, now - seen):.0f} s ago. Wait "
-                        f"for it, or end it; one that was killed on another node is forgotten after {SILENCE:.0f} s."
+                        f"Another `convoy prepare` is writing {self._root}: on {sign.host}, "
+                        f"process {sign.process}{f', job {sign.job}' if sign.job else ''}, last "
+                        f"sign {max(0, now - seen):.0f} s ago. Wait for it, or end it; one that "
+                        f"was killed on another node is forgotten after {SILENCE:.0f} s."
                     )
 
     def _is_alive(self, sign: Sign, age: float) -> bool:
@@ -127,9 +141,12 @@ class TaskBoard:
         return True
 
     def _gives_way_to(self, folder: Path) -> bool:
-        """Of two that began at once, the later one gives way; their names decide where times are equal."""
+        """Of two that began at once, the later one gives way; their names decide where times are
+        equal."""
         mine, others = _began(self._folder), _began(folder)
-        return others is not None and (mine is None or (others, folder.name) < (mine, self._folder.name))
+        return others is not None and (
+            mine is None or (others, folder.name) < (mine, self._folder.name)
+        )
 
 
 def _began(folder: Path) -> float | None:
@@ -141,7 +158,8 @@ def _began(folder: Path) -> float | None:
 
 
 def _signs(folder: Path) -> list[tuple[Sign, float]]:
-    """Signs and when they were given, by the file system's time. What cannot be read at this moment is left out."""
+    """Signs and when they were given, by the file system's time. What cannot be read at this moment
+    is left out."""
     signs = []
     for path in sorted(folder.glob("task-*.json")):
         with contextlib.suppress(OSError, ValueError, TypeError):

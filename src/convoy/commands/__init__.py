@@ -1,0 +1,1 @@
+"""The words of `convoy`, one file each, and how a command shows progress and tables."""

@@ -1,0 +1,95 @@
+"""`convoy`: the command. Only the module of the subcommand that runs is imported, so that --help is
+immediate."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from convoy import __version__
+from convoy.errors import ConvoyError
+
+# Name, the module with its `add_arguments` and `run`, and one line of help.
+COMMANDS = (
+    ("synth", "convoy.commands.synth", "write a synthetic data set in NAVSIM's cache format"),
+    ("prepare", "convoy.commands.prepare", "pack a split's features and targets into shards"),
+    ("data", "convoy.commands.data", "look into packed shards: info, verify, ls"),
+    (
+        "check",
+        "convoy.commands.check",
+        "check a training's configuration against a launch, without starting it",
+    ),
+    (
+        "doctor",
+        "convoy.commands.doctor",
+        "what a run can count on here: GPUs, driver, NCCL, NAVSIM, shared memory, paths",
+    ),
+    (
+        "image",
+        "convoy.commands.image",
+        "what the image that this runs in is made of, and its digest",
+    ),
+    (
+        "submit",
+        "convoy.commands.submit",
+        "check a training before it queues, then submit it with sbatch",
+    ),
+    (
+        "rendezvous",
+        "convoy.commands.rendezvous",
+        "what slurm/launch.sh asks on the first node of a job",
+    ),
+    ("failure", "convoy.commands.failure", "the rank that failed first in a start of a run"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns the process's exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["train"] and not {"-h", "--help"} & set(arguments[1:2]):
+        from convoy.launch.rank import (
+            main as train,  # its arguments are Hydra's, passed on untouched
+        )
+
+        return train(arguments[1:])
+    parser = _parser(arguments[:1])
+    parsed, rest = parser.parse_known_args(arguments)
+    # argparse does not take overrides before and after an option.
+    if any("=" not in word or word.startswith("-") for word in rest) or (
+        rest and "overrides" not in parsed
+    ):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.overrides += rest
+    try:
+        return parsed.run(parsed)
+    except ConvoyError as error:
+        print(f"convoy: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
+    """With the arguments of the subcommand `wanted`; the others have their line of help only."""
+    parser = argparse.ArgumentParser(
+        prog="convoy", description="Train NAVSIM agents on many SLURM nodes from one image."
+    )
+    parser.add_argument("--version", action="version", version=f"convoy {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    train = commands.add_parser(
+        "train",
+        help="train on this machine (several ranks: entrypoint/train.sh)",
+        description="Arguments are those of NAVSIM's run_training (Hydra overrides), for example: "
+        "agent=transfuser_agent cache_path=/data/cache global_batch=64",
+    )
+    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    for name, module, summary in COMMANDS:
+        sub = commands.add_parser(name, help=summary)
+        if name in wanted:
+            command = import_module(module)
+            command.add_arguments(sub)
+            sub.set_defaults(run=command.run)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Findings about image, host and GPUs, which doctor and preflight share."""

@@ -1,0 +1,97 @@
+"""Which rank failed first, and with what: every failed rank leaves a record, and one report is made
+of them all."""
+
+import json
+import re
+import signal
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from convoy.run.layout import RunDirectory
+
+# What a rank says that died of another one's death. Its record counts only where no other kind is
+# there.
+CONSEQUENCE = re.compile(
+    r"Connection (closed|reset) by peer|Broken pipe|Connection refused|"
+    r"NCCL.*(remote|abort)|failed to recv|"
+    r"DistNetworkError|RendezvousClosedError|SIGTERM"
+)
+SHOWN_LINES = 15
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One failed rank. `mended_by_user`: the message is all that a person needs."""
+
+    rank: int
+    host: str
+    time: float
+    exit_code: int
+    message: str
+    mended_by_user: bool = False
+
+    @property
+    def is_consequence(self) -> bool:
+        return not self.mended_by_user and CONSEQUENCE.search(self.message) is not None
+
+
+def folder(run_dir: Path, run_id: str | None) -> Path:
+    """Where the ranks of one start leave their records."""
+    return RunDirectory(run_dir).logs / f"failed-{run_id or 'once'}"
+
+
+def write(place: Path, failure: Failure) -> None:
+    """Leave the record, unless this rank has left one."""
+    path = place / f"rank-{failure.rank:03d}.json"
+    if not path.exists():
+        place.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(failure)) + "\n")
+
+
+def read(place: Path) -> list[Failure]:
+    """All records, the cause first: consequences come after what they may have come of, then time
+    decides."""
+    found = [Failure(**json.loads(path.read_text())) for path in place.glob("rank-*.json")]
+    return sorted(found, key=lambda failure: (failure.is_consequence, failure.time))
+
+
+def died(rank: int, host: str, exit_code: int) -> Failure:
+    """The record of a rank that left none: it was killed, or ended in native code."""
+    if exit_code >= 0:
+        return Failure(
+            rank,
+            host,
+            time.time(),
+            exit_code,
+            f"it ended with exit code {exit_code} and no message",
+        )
+    name = signal.Signals(-exit_code).name
+    hint = (
+        " (the kernel does so when memory runs out: sacct -j JOB -o MaxRSS,State)"
+        if name == "SIGKILL"
+        else ""
+    )
+    return Failure(rank, host, time.time(), exit_code, f"it was killed by {name}{hint}")
+
+
+def report(failures: list[Failure], run: RunDirectory) -> str:
+    """What a person reads at the end of the job's log: the first failing rank, its host, its last
+    lines."""
+    first, others = failures[0], failures[1:]
+    lines = [f"convoy: rank {first.rank} on {first.host} failed first: {first.message}"]
+    written = [
+        log for log in (run.rank_log(first.rank), run.agent_log(first.host)) if log.is_file()
+    ]
+    if not first.mended_by_user and written:
+        log = written[0]
+        lines.append(f"  its last lines ({log}):")
+        lines += [
+            f"  | {line}" for line in log.read_text(errors="replace").splitlines()[-SHOWN_LINES:]
+        ]
+    if others:
+        said = first.message.replace(first.host, "")
+        same = [failure for failure in others if failure.message.replace(failure.host, "") == said]
+        ranks = ", ".join(str(rank) for rank in sorted(failure.rank for failure in others))
+        lines.append(f"  {'the same on' if len(same) == len(others) else 'then'} rank {ranks}")
+    return "\n".join(lines)

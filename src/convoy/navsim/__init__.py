@@ -1,0 +1,1 @@
+"""All that touches NAVSIM's tree; only this room imports navsim."""

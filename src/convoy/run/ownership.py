@@ -1,0 +1,93 @@
+"""Whom a run directory belongs to: one configuration, of which only little may change."""
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from convoy.config import differences
+from convoy.errors import ConvoyError
+from convoy.run.layout import RunDirectory
+from convoy.topology import Topology
+
+# What may change from one start of a run to the next: where and how fast it runs and how long, not
+# what it computes.
+MAY_CHANGE = (
+    "run_dir",
+    "output_dir",
+    "trainer.params.default_root_dir",
+    "trainer.params.accelerator",
+    "trainer.params.devices",
+    "trainer.params.num_nodes",
+    "trainer.params.accumulate_grad_batches",
+    "trainer.params.max_epochs",
+    "trainer.params.log_every_n_steps",
+    "dataloader.params.",
+    "data.stage",
+    "data.trust_cache",
+    "checkpoint.",
+    "distributed_timeout_minutes",
+    "validate_first",
+)
+
+
+def choose_root(config: DictConfig, topology: Topology) -> Path:
+    """`run_dir`, or the launch's choice, or a name that stays the same over every requeue of a job.
+
+    Without a job it reads the clock: then one process chooses for all.
+    """
+    chosen = config.run_dir or os.environ.get("CONVOY_RUN_DIR")
+    if chosen:
+        return Path(chosen).absolute()
+    name = topology.job_id or topology.run_id or datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path(os.environ.get("NAVSIM_EXP_ROOT", "exp")).absolute() / config.experiment_name / name
+
+
+def open_run(root: Path, config: DictConfig) -> RunDirectory:
+    """Create the run directory and save `config` in it, or check that it belongs to the same
+    configuration.
+
+    Raises ConvoyError, showing the difference, when it belongs to another one, or when it cannot be
+    written.
+    """
+    run = RunDirectory(root)
+    require_same_configuration(root, config)
+    try:
+        for folder in (run.logs, run.checkpoints):
+            folder.mkdir(parents=True, exist_ok=True)
+        temporary = run.config.with_suffix(".tmp")
+        OmegaConf.save(config, temporary)
+        temporary.replace(run.config)
+    except OSError as error:
+        raise ConvoyError(
+            f"The run directory {root} cannot be written: {error.strerror}. Give another: "
+            "run_dir=/path."
+        ) from error
+    return run
+
+
+def require_same_configuration(root: Path, config: DictConfig) -> None:
+    """Raise ConvoyError, showing the difference, where the run directory `root` belongs to another
+    configuration."""
+    run = RunDirectory(root)
+    if not run.config.is_file():
+        return
+    old = OmegaConf.load(run.config)
+    assert isinstance(old, DictConfig)
+    changed = {
+        key: values
+        for key, values in differences(old, config).items()
+        if not key.startswith(MAY_CHANGE)
+    }
+    if changed:
+        lines = [
+            f"  {key}: {before} -> {after}" for key, (before, after) in list(changed.items())[:8]
+        ]
+        if len(changed) > 8:
+            lines.append(f"  … and {len(changed) - 8} more")
+        raise ConvoyError(
+            f"The run directory {run.root} belongs to another configuration:\n"
+            + "\n".join(lines)
+            + "\nGive a new one (run_dir=/path), or the same settings to go on with that run."
+        )
