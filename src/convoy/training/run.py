@@ -21,6 +21,7 @@ from convoy.errors import ConvoyError
 from convoy.navsim.agents import build_agent
 from convoy.run.layout import RunDirectory
 from convoy.run.ownership import choose_root, open_run
+from convoy.run.progress import ProgressFile
 from convoy.topology import Topology
 from convoy.training import logs
 from convoy.training.checkpoint import checkpoint_callbacks
@@ -59,7 +60,7 @@ def train(settings: Settings, topology: Topology) -> None:
         datamodule = DataModule(
             data.train, data.val, builders, config, settings.batches, topology, run
         )
-        progress = ProgressReport(settings.batches, control)
+        progress = ProgressReport(settings.batches, control, ProgressFile(run))
         callbacks = [
             *agent.get_training_callbacks(),
             progress,
