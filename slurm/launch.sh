@@ -7,33 +7,57 @@ root=${CONVOY_ROOT:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
 . "$root/slurm/site.sh"
 read -ra defaults <<< "${CONVOY_OVERRIDES:-}"
 overrides=("${defaults[@]}" "$@")
+container=$root/slurm/container.sh
+job=$SLURM_JOB_ID  # in an array, the task's own: the number alone may stand for all of the tasks
+if [[ ${SLURM_ARRAY_TASK_ID:-} ]]; then job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi
 
 # One task with all of the job's CPUs on each node, however many tasks sbatch was asked for.
 unset SLURM_CPUS_PER_TASK SLURM_TRES_PER_TASK
 one_per_node=(--ntasks-per-node=1 --cpus-per-task="${SLURM_JOB_CPUS_PER_NODE%%[(,]*}" --export=ALL)
 
 # The job runs what was submitted: what of the launch or the image is newer than the job is reported.
-submitted=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.*SubmitTime=\([^ ]*\).*/\1/p')
+submitted=$(scontrol show job "$job" | sed -n 's/.*SubmitTime=\([^ ]*\).*/\1/p')
 changed=$(find "$root/slurm" "$CONVOY_IMAGE" -maxdepth 1 -type f -newermt "${submitted:-now}")
 
-# Once, on the first node: is the configuration sound, where does the run live, where do nodes meet?
-# The answer is the line with the mark; a site may print greetings on the same output.
-answer=$(srun --quiet --nodes=1 --ntasks=1 --relative=0 "${one_per_node[@]}" \
-    "$root/slurm/container.sh" rendezvous --changed="$changed" -- "${overrides[@]}") || exit
-agreement=$(sed -n 's/^convoy-agreement //p' <<< "$answer")
+# The time limit (--signal=B:USR1@300), preemption, scancel, Ctrl-C: the ranks save and end with 75.
+agreement='' asked=()
+ask_to_stop() {
+    asked=(--asked="$1")
+    if [[ $agreement ]]; then "$container" stop --agreement="$agreement" --signal="$1" >&2 || true; fi
+}
+for name in USR1 TERM INT; do trap "ask_to_stop $name" "$name"; done
 
-# In the background, so that this shell can take signals. A node's failure leaves the others 30 s to
-# report theirs.
-srun --quiet --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" "${one_per_node[@]}" \
-    --wait=30 --kill-on-bad-exit=0 \
-    "$root/slurm/container.sh" train --agreement="$agreement" -- "${overrides[@]}" &
-step=$!
-trap 'echo "launch: the time limit is near; the same command goes on from the last checkpoint"' USR1
-trap 'kill -TERM "$step"' INT TERM
-while :; do
-    status=0
-    wait "$step" || status=$?
-    kill -0 "$step" 2> /dev/null || break
+for ((attempt = 0; ; attempt++)); do
+    export CONVOY_ATTEMPT=$attempt
+    # On the first node: is the configuration sound, where does the run live, where do nodes meet?
+    # The answer is the line with the mark; a site may print greetings on the same output.
+    answer=$(srun --quiet --nodes=1 --ntasks=1 --relative=0 "${one_per_node[@]}" \
+        "$container" rendezvous --changed="$changed" -- "${overrides[@]}") || exit
+    agreement=$(sed -n 's/^convoy-agreement //p' <<< "$answer")
+    if ((${#asked[@]})); then ask_to_stop "${asked[0]#*=}"; fi
+
+    # In the background and in a session of its own, so that this shell takes the signals. A node's
+    # failure leaves the others 30 s to report theirs.
+    setsid srun --quiet --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" \
+        "${one_per_node[@]}" --wait=30 --kill-on-bad-exit=0 \
+        "$container" train --agreement="$agreement" -- "${overrides[@]}" < /dev/null &
+    step=$!
+    while :; do
+        status=0
+        wait "$step" || status=$?
+        kill -0 "$step" 2> /dev/null || break
+    done
+    if ((status == 0)); then exit; fi
+
+    # What ended it, and what follows: the one place that decides whether the job is requeued.
+    answer=$("$container" verdict --status="$status" --job="$(scontrol show job "$job")" \
+        "${asked[@]}" "$agreement") || exit "$status"
+    read -r action status excluded < <(sed -n 's/^convoy-verdict //p' <<< "$answer")
+    if [[ $action != again ]]; then break; fi
 done
-if ((status)); then "$root/slurm/container.sh" verdict "$agreement" >&2; fi
+if [[ $action == requeue ]]; then
+    trap '' TERM  # SLURM ends this script with the job; the nodes to avoid come after the requeueing
+    scontrol requeue "$job"
+    if [[ $excluded ]]; then scontrol update JobId="$job" ExcNodeList="$excluded"; fi
+fi
 exit "$status"

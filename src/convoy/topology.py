@@ -172,7 +172,8 @@ class Launch:
 
     `kind` is alone, by hand, srun or job. `endpoint` is host:port of the rendezvous, a host alone
     where the nodes have no way to agree on a port, None where the node is alone. `peer` is another
-    node's name or address, to choose an interface by. `is_host`: the rendezvous is on this node.
+    node's name or address, to choose an interface by. `host` is this node's name; `is_host`: the
+    rendezvous is on it.
     """
 
     kind: str
@@ -181,6 +182,7 @@ class Launch:
     where: str
     start: str
     hosts: tuple[str, ...]
+    host: str
     is_host: bool = True
     endpoint: str | None = None
     peer: str | None = None
@@ -215,8 +217,9 @@ class Launch:
             len(hosts),
             processes,
             f"SLURM job {job}: {len(hosts)} node(s) x {processes} rank(s)",
-            f"{job}-{_restart(environment)}",
+            _start_of_job(job, environment),
             hosts,
+            host,
             is_host=host == hosts[0],
             endpoint=endpoint,
             peer=_peer(hosts, host),
@@ -236,6 +239,7 @@ class Launch:
             f"by hand: node {node_rank} of {nodes} x {processes} rank(s)",
             start,
             (socket.gethostname(),),
+            socket.gethostname(),
             is_host=node_rank == 0,
             endpoint=endpoint,
             peer=endpoint.rpartition(":")[0].strip("[]"),
@@ -271,6 +275,7 @@ class Launch:
                 f"srun in SLURM job {job}: {nodes} node(s) x {processes} rank(s)",
                 f"{job}.{environment['SLURM_STEP_ID']}-{_restart(environment)}",
                 hosts,
+                host,
                 is_host=host == hosts[0],
                 endpoint=hosts[0],
                 peer=_peer(hosts, host),
@@ -282,7 +287,7 @@ class Launch:
             others = int(environment.get("SLURM_JOB_NUM_NODES", "1"))
             if others > 1 and not in_step:
                 where += f"; slurm/launch.sh or srun would take all {others} nodes of the job"
-        return cls("alone", 1, processes, where, _by_time(), (host,), job=job)
+        return cls("alone", 1, processes, where, _by_time(), (host,), host, job=job)
 
 
 def agreed_launch(environment: Mapping[str, str], agreement: Agreement) -> Launch:
@@ -357,6 +362,14 @@ def _processes(environment: Mapping[str, str]) -> int | None:
 
 def _restart(environment: Mapping[str, str]) -> int:
     return int(environment.get("SLURM_RESTART_COUNT", "0"))
+
+
+def _start_of_job(job: str, environment: Mapping[str, str]) -> str:
+    """The job and how often it was requeued; also which start this is where the launch started the
+    run again in the same allocation (CONVOY_ATTEMPT, counted from 0)."""
+    attempt = int(environment.get("CONVOY_ATTEMPT") or 0)
+    name = f"{job}-{_restart(environment)}"
+    return f"{name}.{attempt}" if attempt else name
 
 
 def _peer(hosts: Sequence[str], own: str) -> str | None:

@@ -40,7 +40,8 @@ COMMANDS = (
         "convoy.commands.rendezvous",
         "what slurm/launch.sh asks on the first node of a job",
     ),
-    ("verdict", "convoy.commands.verdict", "the rank that failed first in a start of a run"),
+    ("verdict", "convoy.commands.verdict", "how a start of a run ended, and what follows"),
+    ("stop", "convoy.commands.stop", "ask a run to save a checkpoint and end, to go on later"),
 )
 
 

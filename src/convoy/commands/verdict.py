@@ -1,27 +1,66 @@
-"""`convoy verdict`: the rank that failed first in a start; slurm/launch.sh shows it at its end."""
+"""`convoy verdict`: how a start ended and what follows; slurm/launch.sh asks when the ranks are gone.
+
+For a person: the rank or node that failed first, on standard error. For the batch script: one line
+with a mark, the action, the exit code and the nodes to avoid.
+"""
 
 import argparse
+import sys
+import time
 from pathlib import Path
 
 from convoy.errors import ExitCode
 from convoy.launch import verdict
+from convoy.launch.next_start import HOURS_EXCLUDED, Action, Job, decide
+from convoy.launch.outcome import Kind, outcome
+from convoy.run import events, node_state
 from convoy.run.layout import RunDirectory
+from convoy.run.record import last_start
 from convoy.topology import Agreement
+
+MARK = "convoy-verdict "
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("agreement", help="the line that `convoy rendezvous` printed for the start")
+    parser.add_argument("--status", type=int, default=1, help="what srun ended with")
+    parser.add_argument("--job", default="", help="what `scontrol show job` says")
+    parser.add_argument("--asked", help="the signal by which the batch script was told to stop")
 
 
 def run(args: argparse.Namespace) -> int:
     agreement = Agreement.from_text(args.agreement)
     directory = RunDirectory(Path(agreement.run_dir))
-    found = verdict.read(directory, agreement.start)
-    if found:
-        print(verdict.report(found, directory))
-    else:
-        print(
-            "convoy: no rank left a record of a failure. What there is to read: the lines above, "
-            f"and the ranks' logs in {directory.logs}."
-        )
+    failures = verdict.read(directory, agreement.start)
+    states = node_state.read(directory, agreement.start)
+    hosts = (last_start(directory) or {}).get("nodes", [])
+    ended = outcome(args.status, failures, hosts, states)
+    past = events.read(directory)
+    step = max((entry["step"] for entry in past if entry["event"] == "checkpoint"), default=0)
+    job = Job.from_text(args.job)
+    decision = decide(ended, args.status, job, bool(args.asked), step, past)
+
+    if ended.kind in (Kind.LOST, Kind.ABSENT, Kind.UNFIT) or not failures:
+        print(f"convoy: {ended.reason}.", file=sys.stderr)
+    if failures and ended.kind is not Kind.STOPPED:
+        print(verdict.report(failures, directory), file=sys.stderr)
+    if decision.reason:
+        print(f"launch: {decision.reason}", file=sys.stderr)
+    _record(directory, agreement.start, ended, decision, step)
+    print(f"\n{MARK}{decision.action} {decision.exit_code} {','.join(decision.excluded)}")
     return ExitCode.FINISHED
+
+
+def _record(directory, start, ended, decision, step) -> None:
+    if ended.kind in (Kind.LOST, Kind.ABSENT):
+        for node in ended.nodes:
+            events.record(directory, "lost-node", start=start, node=node)
+    until = time.time() + HOURS_EXCLUDED * 3600
+    for node in decision.fresh:
+        events.record(
+            directory, "excluded-node", start=start, node=node, until=until, reason=ended.reason
+        )
+    word = {Action.AGAIN: "restart", Action.REQUEUE: "requeue", Action.END: "end"}[decision.action]
+    events.record(
+        directory, word, start=start, step=step, outcome=ended.kind, reason=ended.reason
+    )

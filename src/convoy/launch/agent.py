@@ -3,17 +3,20 @@
 import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from convoy.errors import ConvoyError, ExitCode
 from convoy.launch import verdict
+from convoy.launch.signals import passed_on
 from convoy.run.layout import RunDirectory
 from convoy.topology import Launch
 
+RESUMABLE = int(ExitCode.RESUMABLE)
 # They announce each rank's end; the report says it once.
 SILENCED = ("agent.server.api", "multiprocessing.api")
 
@@ -33,11 +36,18 @@ class Failed:
         return verdict.report(list(self.failures), self.run)
 
 
-def run_torchrun(arguments: Sequence[str], launch: Launch, run: RunDirectory) -> Failed | None:
+def run_torchrun(
+    arguments: Sequence[str],
+    launch: Launch,
+    run: RunDirectory,
+    told: Callable[[signal.Signals], None],
+) -> Failed | None:
     """Run this node's ranks to their end; None where all finished.
 
-    Every rank that failed has a record in the run directory afterwards. Raises SystemExit where a
-    signal ended the agent, ConvoyError where the nodes could not meet.
+    Signals that ask to stop go to the ranks, and `told` hears of the first. Every rank that failed
+    has a record in the run directory afterwards. Raises SystemExit where the ranks saved and
+    stopped, or a signal ended the agent before it had ranks; ConvoyError where the nodes could not
+    meet.
     """
     # Each rank gets half of its share of the CPUs; the other half is the data loader's.
     share = len(os.sched_getaffinity(0)) // launch.processes // 2
@@ -54,11 +64,14 @@ def run_torchrun(arguments: Sequence[str], launch: Launch, run: RunDirectory) ->
     host = socket.gethostname()
     died: list[verdict.Failure] = []
     try:
-        with _standard_error_to(run.agent_log(host)):
+        with _standard_error_to(run.agent_log(host)), passed_on(told):
             torchrun(parse_args(list(arguments)))
         return None
     except ChildFailedError as error:
-        died = [verdict.died(rank, host, end.exitcode) for rank, end in error.failures.items()]
+        ends = {rank: end.exitcode for rank, end in error.failures.items()}
+        died = [verdict.died(rank, host, code) for rank, code in ends.items() if code != RESUMABLE]
+        if not died and not verdict.read(run, launch.start):
+            raise SystemExit(RESUMABLE) from error
     except RendezvousError as error:
         # The rendezvous also goes away with a node that failed first: then that one's record tells.
         if not verdict.read(run, launch.start):
@@ -67,7 +80,7 @@ def run_torchrun(arguments: Sequence[str], launch: Launch, run: RunDirectory) ->
                 "first node up, and may nodes connect to each other on that port?"
             ) from error
     except SignalException as stopped:
-        raise SystemExit(128 + stopped.sigval) from stopped
+        raise SystemExit(RESUMABLE) from stopped
     for failure in died:
         with contextlib.suppress(OSError):  # a full disk may be what it failed of
             verdict.write(run, launch.start, failure)

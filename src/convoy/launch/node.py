@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from convoy import config
@@ -13,6 +15,7 @@ from convoy.launch.agent import run_torchrun
 from convoy.launch.interface import choose_interface
 from convoy.launch.torchrun import LOOPBACK, rendezvous_endpoint, torchrun_arguments
 from convoy.navsim import tree
+from convoy.run import node_state
 from convoy.run.layout import RunDirectory
 from convoy.run.ownership import choose_root, require_same_configuration
 from convoy.run.record import Software, record_start
@@ -34,14 +37,31 @@ def train_on_node(launch: Launch, overrides: Sequence[str], agreed: Path | None 
         if is_first_task(os.environ):
             raise
         return ExitCode.FAILED
-    arguments = torchrun_arguments(launch, address, run.root)
-    failed = run_torchrun([*arguments, "--", *overrides], launch, run)
-    if failed is None:
-        return ExitCode.FINISHED
-    # A job's batch script reports for all nodes at its end.
-    if launch.kind != "job":
-        print(failed.report(), file=sys.stderr, flush=True)
-    return failed.exit_code
+    return _run_ranks(run, launch, address, overrides)
+
+
+def _run_ranks(run: RunDirectory, launch: Launch, address: str, overrides: Sequence[str]) -> int:
+    """The exit code of the first failed rank; how this node's part ended stands in the run."""
+    state = node_state.begin(run, launch.start, launch.host)
+
+    def told(number: signal.Signals) -> None:
+        nonlocal state
+        state = replace(state, signal=number.name)
+        node_state.write(run, launch.start, state)
+
+    code = int(ExitCode.FAILED)
+    try:
+        arguments = [*torchrun_arguments(launch, address, run.root), "--", *overrides]
+        failed = run_torchrun(arguments, launch, run, told)
+        code = ExitCode.FINISHED if failed is None else failed.exit_code
+        # A job's batch script reports for all nodes at its end.
+        if failed is not None and launch.kind != "job":
+            print(failed.report(), file=sys.stderr, flush=True)
+    except SystemExit as stopped:
+        code = int(stopped.code or 0)
+    finally:
+        node_state.write(run, launch.start, replace(state, exit_code=code))
+    return code
 
 
 def check(overrides: Sequence[str], launch: Launch) -> Path:

@@ -30,6 +30,7 @@ def torchrun_arguments(launch: Launch, address: str, run_dir: Path) -> list[str]
         f"--rdzv-id={launch.start}",
         f"--rdzv-conf=is_host={int(launch.is_host)}",
         f"--local-addr={address}",
+        "--signals-to-handle=SIGHUP,SIGQUIT",  # the others are launch/signals.py's
         "-m",
         "convoy.launch.rank",
         f"--run-dir={run_dir}",

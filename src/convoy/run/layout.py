@@ -41,6 +41,16 @@ class RunDirectory:
         return self.checkpoints / "best.ckpt"
 
     @property
+    def events(self) -> Path:
+        """One line of JSON per start, stop, signal, checkpoint and so on, over all starts."""
+        return self.root / "events.jsonl"
+
+    @property
+    def stop_request(self) -> Path:
+        """Asks the ranks to save and stop. See `convoy.run.stop_request`."""
+        return self.root / "stop-request.json"
+
+    @property
     def skipped_samples(self) -> Path:
         """One line of JSON per unreadable sample that was replaced (`data.skip_bad=true`)."""
         return self.root / "skipped.jsonl"
@@ -70,6 +80,13 @@ class RunDirectory:
 
     def failure(self, start: str, rank: int) -> Path:
         return self.failures(start) / f"rank-{rank:03d}.json"
+
+    def nodes(self, start: str) -> Path:
+        """Folder of what the nodes of a start leave (run/node_state.py)."""
+        return self.logs / f"nodes-{start}"
+
+    def node(self, start: str, host: str) -> Path:
+        return self.nodes(start) / f"{host}.json"
 
     @property
     def metrics(self) -> Path:

@@ -1,0 +1,115 @@
+"""What follows the end of a start: nothing, another start in the same job, or a requeued job.
+
+The batch script alone requeues, and asks here. SLURM requeues by itself as well (a preempted job, a
+failed node, an administrator); then the job is no longer running, and nothing is left to decide.
+"""
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from convoy.errors import ExitCode
+from convoy.launch.outcome import Kind, Outcome
+from convoy.topology import expand_hosts
+
+STALLED_STARTS = 3  # ended in a row at one step: then something has to be changed by hand
+MOST_STARTS = 200
+HOURS_EXCLUDED = 12.0
+
+
+class Action(StrEnum):
+    """What the batch script does."""
+
+    END = "end"
+    AGAIN = "again"
+    REQUEUE = "requeue"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `scontrol show job` says of the job that asks."""
+
+    state: str
+    may_requeue: bool
+    excluded: tuple[str, ...] = ()
+
+    @classmethod
+    def from_text(cls, text: str) -> "Job":
+        """Unknown where `text` is empty: then nothing is requeued."""
+        facts = dict(re.findall(r"(\w+)=(\S*)", text))
+        listed = facts.get("ExcNodeList", "")
+        excluded = () if listed in ("", "(null)") else tuple(expand_hosts(listed))
+        may = facts.get("Requeue") == "1" and facts.get("BatchFlag") != "0"
+        return cls(facts.get("JobState", "UNKNOWN"), may, excluded)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`excluded` are all nodes that the requeued job must avoid, `fresh` those that this start
+    adds."""
+
+    action: Action
+    reason: str
+    exit_code: int
+    excluded: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
+
+
+def decide(
+    ended: Outcome,
+    status: int,
+    job: Job,
+    asked: bool,
+    step: int,
+    events: Sequence[Mapping[str, Any]],
+    now: float | None = None,
+) -> Decision:
+    """`asked`: the batch script was told to stop. `step` is that of the newest checkpoint, `events`
+    are the run's so far. Pure but for the clock."""
+    now = time.time() if now is None else now
+    if ended.kind is Kind.FAILED:
+        return Decision(Action.END, "", status)
+    code = ExitCode.PREFLIGHT if ended.kind is Kind.UNFIT else ExitCode.RESUMABLE
+    if job.state not in ("RUNNING", "UNKNOWN"):
+        return Decision(
+            Action.END, f"SLURM is ending the job ({job.state}): it decides what follows", code
+        )
+    before = [entry for entry in events if entry["event"] in ("restart", "requeue")]
+    stalled = 1
+    for entry in reversed(before):
+        if entry.get("step") != step:
+            break
+        stalled += 1
+    if stalled >= STALLED_STARTS:
+        reason = (
+            f"{stalled} starts in a row ended at step {step}, so another would too. Look at the "
+            "reason above and at the ranks' logs; the same command goes on afterwards"
+        )
+        return Decision(Action.END, reason, ExitCode.FAILED)
+    if len(before) >= MOST_STARTS:
+        reason = f"this was start {len(before) + 1} of the run, and no run has more"
+        return Decision(Action.END, reason, ExitCode.FAILED)
+    if ended.kind in (Kind.KILLED, Kind.LOST) and not asked:
+        return Decision(Action.AGAIN, "starting the ranks again in this job", code)
+    if not job.may_requeue:
+        reason = "the job may not be requeued (--requeue, and sbatch); the same command goes on"
+        return Decision(Action.END, reason, code)
+    fresh = ended.nodes if ended.kind in (Kind.UNFIT, Kind.ABSENT) else ()
+    kept = still_excluded(events, job, now)
+    excluded = (*kept, *(host for host in fresh if host not in kept))
+    without = f", without {', '.join(excluded)}" if excluded else ""
+    return Decision(Action.REQUEUE, f"requeueing the job{without}", code, excluded, fresh)
+
+
+def still_excluded(
+    events: Sequence[Mapping[str, Any]], job: Job, now: float
+) -> tuple[str, ...]:
+    """The job's excluded nodes, but for those that this run excluded and whose time is over."""
+    until: dict[str, float] = {}
+    for entry in events:
+        if entry["event"] == "excluded-node":
+            until[entry["node"]] = entry["until"]
+    return tuple(host for host in job.excluded if until.get(host, now + 1) > now)

@@ -1,0 +1,79 @@
+"""How a start of a run ended, from the records that its ranks and nodes left."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from convoy.errors import ExitCode
+from convoy.launch.verdict import Failure
+from convoy.run.node_state import NodeState
+
+# What a rank says of a GPU that has to be replaced or reset, not of its own program.
+HARDWARE = re.compile(
+    r"uncorrectable ECC|ECC error|GPU (is lost|has fallen off)|fallen off the bus|Xid", re.IGNORECASE
+)
+
+
+class Kind(StrEnum):
+    """Why a start ended before the run's end."""
+
+    STOPPED = "stopped"  # it was asked to, and saved
+    KILLED = "killed"  # a process died of a signal, or hung: a new start may go on
+    LOST = "lost"  # a node said nothing more
+    ABSENT = "absent"  # a node never said anything
+    UNFIT = "unfit"  # a node found itself unfit, or its hardware failed
+    FAILED = "failed"  # a mistake of the user, or an error in the program
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`nodes` are those that went or are unfit; `reason` says it in words."""
+
+    kind: Kind
+    reason: str
+    nodes: tuple[str, ...] = ()
+
+
+def outcome(
+    status: int,
+    failures: Sequence[Failure],
+    hosts: Sequence[str],
+    states: Mapping[str, NodeState],
+) -> Outcome:
+    """`status` is srun's, `failures` have the cause first, `hosts` are the start's nodes.
+
+    What ranks say that lost their peers counts last: it is what a node that went away looks like
+    from the others.
+    """
+    unfit = [state for state in states.values() if state.exit_code == ExitCode.PREFLIGHT]
+    if unfit:
+        said = "; ".join(f"{state.host}: {state.problem}" for state in unfit)
+        return Outcome(Kind.UNFIT, f"unfit for the run: {said}", _names(unfit))
+    first = failures[0] if failures else None
+    if first is not None and not first.is_consequence:
+        where = f"rank {first.rank} on {first.host}"
+        if HARDWARE.search(first.message):
+            return Outcome(Kind.UNFIT, f"{where}: {first.message}", (first.host,))
+        if first.exit_code < 0 or first.exit_code == ExitCode.RESUMABLE:
+            return Outcome(Kind.KILLED, f"{where}: {first.message}")
+        return Outcome(Kind.FAILED, f"{where}: {first.message}")
+    absent = tuple(host for host in hosts if host not in states)
+    if absent and states:
+        return Outcome(Kind.ABSENT, f"{_list(absent)} did not start", absent)
+    gone = tuple(host for host in hosts if host in states and states[host].is_silent)
+    if gone:
+        return Outcome(Kind.LOST, f"{_list(gone)} went away without a word", gone)
+    if status == ExitCode.RESUMABLE:
+        return Outcome(Kind.STOPPED, "the ranks saved and stopped")
+    if first is not None:
+        return Outcome(Kind.KILLED, f"rank {first.rank} on {first.host}: {first.message}")
+    return Outcome(Kind.FAILED, f"no rank left a record, srun ended with {status}")
+
+
+def _names(states: Sequence[NodeState]) -> tuple[str, ...]:
+    return tuple(state.host for state in states)
+
+
+def _list(hosts: Sequence[str]) -> str:
+    return hosts[0] if len(hosts) == 1 else f"{', '.join(hosts[:-1])} and {hosts[-1]}"

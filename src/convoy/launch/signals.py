@@ -1,0 +1,67 @@
+"""Signals to a node's launcher reach its ranks, and neither outlives the other."""
+
+import contextlib
+import ctypes
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+# Those that ask a run to save and stop. torchrun's agent would die of SIGUSR1 and leave its ranks
+# alone; of the others it gives them 30 seconds.
+ASKING = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+PR_SET_PDEATHSIG = 1
+
+
+@contextlib.contextmanager
+def passed_on(told: Callable[[signal.Signals], None]) -> Iterator[None]:
+    """Send ASKING signals on to this process's children meanwhile; `told` is called at the first.
+
+    Without children there is nobody to wait for, and a second SIGINT means at once: then the
+    signal is torchrun's, which ends the children.
+    """
+    seen: list[signal.Signals] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        from torch.distributed.elastic.multiprocessing.api import SignalException
+
+        name = signal.Signals(number)
+        again = number == signal.SIGINT and signal.SIGINT in seen
+        if not seen:
+            told(name)
+        seen.append(name)
+        ranks = children(os.getpid())
+        if again or not ranks:
+            raise SignalException(f"got {name.name}", sigval=name)
+        for rank in ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rank, number)
+
+    before = {number: signal.signal(number, handle) for number in ASKING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def children(pid: int) -> list[int]:
+    """Processes that `pid` has started and that have not ended."""
+    found = []
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += [int(child) for child in listed.read_text().split()]
+    return found
+
+
+def end_with_parent() -> None:
+    """Let SIGTERM come when the process that started this one ends, whatever ended it.
+
+    A rank then saves and stops as at any SIGTERM. Linux only; elsewhere nothing happens.
+    """
+    parent = os.getppid()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    if os.getppid() != parent:  # it ended in between
+        os.kill(os.getpid(), signal.SIGTERM)
