@@ -123,6 +123,8 @@ def _torchrun(arguments: list[str], launch: Launch) -> int:
             run(parse_args(arguments))
         return ExitCode.FINISHED
     except ChildFailedError as error:
+        if {failure.exitcode for failure in error.failures.values()} == {ExitCode.RESUMABLE}:
+            return ExitCode.RESUMABLE
         died = [
             verdict.died(rank, host, failure.exitcode) for rank, failure in error.failures.items()
         ]

@@ -13,12 +13,14 @@ from convoy.errors import ConvoyError, ExitCode
 from convoy.launch import verdict
 from convoy.navsim import tree
 from convoy.run.layout import RunDirectory
+from convoy.run.stop_request import StopRequest
 from convoy.topology import Topology
 
 
 def main(overrides: Sequence[str] | None = None) -> int:
     """Train with Hydra `overrides` (default: the command line's). Returns the process's exit
     code."""
+    request = StopRequest().install()
     topology = Topology()
     run_dir = os.environ.get("CONVOY_RUN_DIR")  # the launch's word; `convoy train` alone has none
     try:
@@ -32,8 +34,12 @@ def main(overrides: Sequence[str] | None = None) -> int:
             train,  # after the checks that need no torch: a mistake is told in half a second
         )
 
-        train(settings, topology)
+        train(settings, topology, request)
     except ConvoyError as error:
+        if error.exit_code == ExitCode.RESUMABLE:  # no failure: rank 0 says it for all
+            if topology.is_rank_zero:
+                print(f"convoy: {error}", flush=True)
+            return error.exit_code
         where = f" (rank {topology.rank} on {topology.host})" if topology.world_size > 1 else ""
         print(f"convoy{where}: {error}", file=sys.stderr, flush=True)
         _record(run_dir, topology, str(error), error.exit_code, mended_by_user=True)
