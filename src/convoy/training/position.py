@@ -48,16 +48,18 @@ def resume(trainer: pl.Trainer, loops: dict[str, Any], said: dict[str, Any]) -> 
         batches = fit["epoch_loop.batch_progress"]
         batches["current"] = dict.fromkeys(batches["current"], 0)
         batches["is_last_batch"] = False
+
+
+def began(trainer: pl.Trainer, said: dict[str, Any]) -> None:
+    """To be called when the training begins, with what the checkpoint said.
+
+    A run that resumes between two epochs begins one as any other run does.
+    """
+    if said["moment"] == Moment.END:
+        trainer.fit_loop.restarting = False
     trainer._logger_connector._callback_metrics.update(
         {name: torch.tensor(value) for name, value in said["metrics"].items()}
     )
-
-
-def began(trainer: pl.Trainer, moment: Moment | None) -> None:
-    """To be called when the training begins. A run that resumes between two epochs begins one as
-    any other run does."""
-    if moment is Moment.END:
-        trainer.fit_loop.restarting = False
 
 
 def went_on(trainer: pl.Trainer) -> None:

@@ -96,6 +96,9 @@ def _train(settings: Settings, start: Start, control: Control, request: StopRequ
         logger.info("going on from %s", resume)
         start.record("resume", file=resume.name)
     trainer.fit(module, datamodule=datamodule, ckpt_path=resume)
+    if progress.steps == 0 and run.results.is_file():
+        logger.info("finished before: results in %s", run.results)
+        return
     results |= _metrics(trainer, "") | {"samples_per_s": _number(progress.samples_per_second)}
     if topology.is_rank_zero:
         _finish(run, results, config.data.skip_bad)

@@ -45,7 +45,8 @@ class SafePoints(Checkpoint):
         self._stop: Decision | None = None
         self._saved_at = time.monotonic()
         self._saved_step = -1
-        self._moment: Moment | None = None  # of the checkpoint being written, or resumed from
+        self._moment: Moment | None = None  # of the checkpoint being written
+        self._resumed: dict[str, Any] | None = None  # what the checkpoint that it began from said
         self._best: float | None = None
 
     # --- the state beside Lightning's
@@ -65,9 +66,8 @@ class SafePoints(Checkpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        said = checkpoint["convoy"]
-        position.resume(trainer, checkpoint["loops"], said)
-        self._moment = Moment(said["moment"])
+        self._resumed = checkpoint["convoy"]
+        position.resume(trainer, checkpoint["loops"], self._resumed)
         self._saved_step = checkpoint["global_step"]
 
     # --- the moments
@@ -77,8 +77,8 @@ class SafePoints(Checkpoint):
         self._writer.parameters = frozenset(trained)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        position.began(trainer, self._moment)
-        self._moment = None
+        if self._resumed is not None:
+            position.began(trainer, self._resumed)
         self._saved_at = time.monotonic()
 
     def on_train_batch_end(

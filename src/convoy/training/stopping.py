@@ -44,7 +44,8 @@ class Agreement:
     """
 
     def __init__(self, control: Control, request: StopRequest, seconds: float = 1.0) -> None:
-        self._control, self._request, self._seconds = control, request, seconds
+        self._control, self._request = control, request
+        self._seconds = 0.0 if control.topology.world_size == 1 else seconds
         self._pending: Pending | None = None
         self._steps_left = 1
         self._every = 1
