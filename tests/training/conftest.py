@@ -112,7 +112,7 @@ def restless_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def train_here(
     restless_tree: Path, ego_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., None]:
-    """Train the restless agent in this process, with real signals; raises what the training does."""
+    """Train the restless agent in this process, with real signals; raises what training does."""
     from convoy import config
     from convoy.navsim import tree
     from convoy.run.stop_request import SIGNALS, StopRequest

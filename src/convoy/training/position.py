@@ -1,10 +1,8 @@
 """Where a run stands, in Lightning's counters, so that a resumed run does what an uninterrupted one
 would have done next.
 
-Lightning's own counters resume exactly from two of the moments at which a checkpoint is written
-here: after an optimiser step that nothing follows in its epoch's order but another step, and after
-a validation. At two others they do not, and are completed here: before a validation (Lightning
-would skip it) and after the last epoch (Lightning would skip the next one, if more are asked for).
+Lightning's own counters resume exactly from most of the moments at which a checkpoint is written
+here. From one they do not, and are completed: before a validation, which Lightning would skip.
 """
 
 from enum import StrEnum
@@ -36,27 +34,17 @@ def describe(trainer: pl.Trainer, moment: Moment) -> dict[str, Any]:
 def resume(trainer: pl.Trainer, loops: dict[str, Any], said: dict[str, Any]) -> None:
     """Complete the counters of a loaded checkpoint, in place, before Lightning takes them."""
     fit = loops["fit_loop"]
-    moment = Moment(said["moment"])
     rescale(fit["epoch_loop.batch_progress"], said["accumulation"], trainer.accumulate_grad_batches)
-    if moment is Moment.BEFORE_VALIDATION:
+    if said["moment"] == Moment.BEFORE_VALIDATION:
         # A validation that has started and got nowhere: Lightning starts it from the beginning.
         validation = fit["epoch_loop.val_loop.batch_progress"]
         done = validation["total"]["completed"]
         validation["total"].update(ready=done + 1, started=done + 1, processed=done, completed=done)
         validation["current"] = dict.fromkeys(validation["current"], 0)
-    if moment is Moment.END:
-        batches = fit["epoch_loop.batch_progress"]
-        batches["current"] = dict.fromkeys(batches["current"], 0)
-        batches["is_last_batch"] = False
 
 
 def began(trainer: pl.Trainer, said: dict[str, Any]) -> None:
-    """To be called when the training begins, with what the checkpoint said.
-
-    A run that resumes between two epochs begins one as any other run does.
-    """
-    if said["moment"] == Moment.END:
-        trainer.fit_loop.restarting = False
+    """To be called when the training begins, with what the checkpoint said."""
     trainer._logger_connector._callback_metrics.update(
         {name: torch.tensor(value) for name, value in said["metrics"].items()}
     )
