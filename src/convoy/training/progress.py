@@ -17,6 +17,7 @@ from rich.progress import (
 )
 
 from convoy.global_batch import BatchPlan
+from convoy.run.progress import ProgressFile, RunProgress
 from convoy.training.means import Means
 from convoy.training.module import AgentModule
 from convoy.training.process_group import Control
@@ -31,9 +32,10 @@ class ProgressReport(pl.Callback):
     They go to the loggers and to rank 0's terminal (a bar) or log (a line).
     """
 
-    def __init__(self, batches: BatchPlan, control: Control) -> None:
+    def __init__(self, batches: BatchPlan, control: Control, file: ProgressFile) -> None:
         self._batches = batches
         self._control = control
+        self._file = file
         self._means = Means(())
         self._view: _Bar | _Lines = _Lines()
         self._windows: list[tuple[float, int]] = []  # seconds and samples of each report
@@ -118,8 +120,14 @@ class ProgressReport(pl.Callback):
                 step,
             )
         if trainer.is_global_zero:
-            epoch, loss = trainer.current_epoch, means["loss"]
-            self._view.advance(step, epoch, loss, rate, self._batches.global_batch)
+            loss = means["loss"]
+            steps = int(trainer.estimated_stepping_batches)
+            left = (steps - step) * self._batches.global_batch / rate
+            epoch = trainer.current_epoch
+            self._view.advance(step, steps, epoch, loss, rate, left)
+            start = self._control.topology.start
+            report = RunProgress(start, step, steps, epoch, loss, rate, left, time.time())
+            self._file.write(report, at_once=step == steps)
         self._since = (now, step)
         self._means = Means(pl_module.rehearsal.train)
 
@@ -128,15 +136,16 @@ class _Lines:
     """One line per report, for log files."""
 
     def start(self, steps: int, step: int) -> None:
-        self._steps = steps
+        pass
 
-    def advance(self, step: int, epoch: int, loss: float, rate: float, global_batch: int) -> None:
-        left = (self._steps - step) * global_batch / rate
+    def advance(
+        self, step: int, steps: int, epoch: int, loss: float, rate: float, left: float
+    ) -> None:
         logger.info(
             "epoch %d  step %d/%d  loss %.4f  %.1f samples/s  ETA %s",
             epoch,
             step,
-            self._steps,
+            steps,
             loss,
             rate,
             _clock(left),
@@ -166,7 +175,9 @@ class _Bar:
         )
         self._progress.start()
 
-    def advance(self, step: int, epoch: int, loss: float, rate: float, global_batch: int) -> None:
+    def advance(
+        self, step: int, steps: int, epoch: int, loss: float, rate: float, left: float
+    ) -> None:
         self._progress.update(self._task, completed=step, epoch=epoch, loss=loss, rate=rate)
 
     def say(self, line: str) -> None:

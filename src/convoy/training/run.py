@@ -24,6 +24,7 @@ from convoy.errors import ConvoyError
 from convoy.navsim.agents import build_agent
 from convoy.run.layout import RunDirectory
 from convoy.run.ownership import choose_root, open_run
+from convoy.run.progress import ProgressFile
 from convoy.topology import Topology
 from convoy.training import logs
 from convoy.training.checkpoint import checkpoint_callbacks
@@ -68,7 +69,7 @@ def train(settings: Settings, topology: Topology) -> None:
         keys = TrajectoryKeys(config.metrics.prediction, config.metrics.target)
         rehearsal = _rehearse(agent, calls, datamodule, keys, device(config, topology))
         module = AgentModule(agent, calls, rehearsal, keys, run, control)
-        progress = ProgressReport(settings.batches, control)
+        progress = ProgressReport(settings.batches, control, ProgressFile(run))
         every = config.checkpoint.every_minutes
         callbacks = [
             NavsimMetricNames(),
