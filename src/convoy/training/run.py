@@ -8,30 +8,36 @@ from datetime import timedelta
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig, OmegaConf
 
+from convoy.agents.calls import AgentCalls
 from convoy.agents.contract import TrainableAgent
 from convoy.config import Settings, differences
 from convoy.data.cache import Builders, skipped_samples
 from convoy.data.module import DataModule
+from convoy.data.shard_split import ShardSplit
 from convoy.data.source import Split, open_source
 from convoy.data.split import choose_logs
 from convoy.errors import ConvoyError
 from convoy.navsim.agents import build_agent
 from convoy.run.atomic import write_text
 from convoy.run.layout import RunDirectory
+from convoy.run.progress import ProgressFile
 from convoy.run.stop_request import StopRequest
 from convoy.topology import Topology
 from convoy.training import logs
 from convoy.training.checkpoint import CheckpointFolder, CheckpointWriter
-from convoy.training.module import AgentModule
+from convoy.training.metrics import TrajectoryKeys
+from convoy.training.module import AgentModule, NavsimMetricNames
 from convoy.training.process_group import Control, process_group
 from convoy.training.progress import ProgressReport
 from convoy.training.randomness import Randomness
+from convoy.training.rehearsal import SAMPLES, Rehearsal, rehearse
 from convoy.training.resume import choose_checkpoint
 from convoy.training.safe_points import SafePoints
 from convoy.training.start import Start, started
-from convoy.training.trainer import build_trainer, require_accelerator
+from convoy.training.trainer import build_trainer, device, require_accelerator
 
 logger = logging.getLogger("convoy")
 
@@ -47,7 +53,7 @@ class Data:
 def train(settings: Settings, topology: Topology, request: StopRequest) -> None:
     """Train, and leave the results in the run directory.
 
-    Raises ConvoyError for what the user can mend, and StoppedEarly after `request`.
+    Raises ConvoyError for what the user can fix, StoppedEarly after `request`.
     """
     config = settings.config
     logs.speak_on_rank_zero(topology)
@@ -66,14 +72,19 @@ def _train(settings: Settings, start: Start, control: Control, request: StopRequ
     pl.seed_everything(config.seed, workers=True, verbose=False)
     agent = build_agent(config.agent)
     builders = _builders(agent)
+    calls = AgentCalls(agent)
     data = control.on_rank_zero(lambda: _find_data(settings, builders))
-    module = AgentModule(agent, run, control)
+    _require_known_tokens(calls, config, data)
     datamodule = DataModule(data.train, data.val, builders, config, settings.batches, topology, run)
-    progress = ProgressReport(settings.batches, control)
+    keys = TrajectoryKeys(config.metrics.prediction, config.metrics.target)
+    rehearsal = _rehearse(agent, calls, datamodule, keys, device(config, topology))
+    module = AgentModule(agent, calls, rehearsal, keys, run, control)
+    progress = ProgressReport(settings.batches, control, ProgressFile(run))
     folder = CheckpointFolder(run)
     writer = CheckpointWriter(guard=start.require_owned)
     callbacks = [
         Randomness(config.seed, settings.batches, topology),
+        NavsimMetricNames(),
         *agent.get_training_callbacks(),
         progress,
         SafePoints(
@@ -82,6 +93,7 @@ def _train(settings: Settings, start: Start, control: Control, request: StopRequ
             control,
             request,
             start.record,
+            rehearsal.monitor,
             config.checkpoint.every_minutes,
             config.checkpoint.keep,
         ),
@@ -91,7 +103,7 @@ def _train(settings: Settings, start: Start, control: Control, request: StopRequ
     resume = choose_checkpoint(folder, control)
     if config.validate_first and resume is None:
         trainer.validate(module, datamodule=datamodule, verbose=False)
-        results |= _metrics(trainer, "_before")
+        results |= _metrics(module, "_before")
     if resume is not None:
         logger.info("going on from %s", resume)
         start.record("resume", file=resume.name)
@@ -99,7 +111,7 @@ def _train(settings: Settings, start: Start, control: Control, request: StopRequ
     if progress.steps == 0 and run.results.is_file():
         logger.info("finished before: results in %s", run.results)
         return
-    results |= _metrics(trainer, "") | {"samples_per_s": _number(progress.samples_per_second)}
+    results |= _metrics(module, "") | {"samples_per_s": _number(progress.samples_per_second)}
     if topology.is_rank_zero:
         _finish(run, results, config.data.skip_bad)
 
@@ -171,15 +183,38 @@ def _find_data(settings: Settings, builders: Builders) -> Data:
     return data
 
 
-def _metrics(trainer: pl.Trainer, suffix: str) -> dict[str, float | None]:
-    """Validation metrics as `ade<suffix>` and so on; the constant-velocity figures need no
-    suffix."""
-    return {
-        name.removeprefix("val/") + ("" if "constant_velocity" in name else suffix): _number(
-            float(value)
+def _rehearse(
+    agent: Any,
+    calls: AgentCalls,
+    datamodule: DataModule,
+    keys: TrajectoryKeys,
+    device: torch.device,
+) -> Rehearsal:
+    """The dry pass, where the training will be; every rank takes the same samples."""
+    agent.to(device)
+    batch, tokens = datamodule.first_samples(SAMPLES, device)
+    rehearsal = rehearse(agent, calls, batch, tokens, keys)
+    if rehearsal.note is not None:
+        logger.info("best.ckpt is chosen by val/loss: %s", rehearsal.note)
+    return rehearsal
+
+
+def _require_known_tokens(calls: AgentCalls, config: DictConfig, data: Data) -> None:
+    """A sample that was replaced by its neighbour would be taken for another one."""
+    if calls.wants_tokens and config.data.skip_bad and not isinstance(data.train, ShardSplit):
+        raise ConvoyError(
+            "The agent's compute_loss asks for tokens, and data.skip_bad=true replaces samples of "
+            "a gzip cache by others under their tokens. Leave data.skip_bad out, or pack the cache "
+            f"without them: convoy prepare DIR --from-cache {config.cache_path}"
         )
-        for name, value in trainer.callback_metrics.items()
-        if name.startswith("val/")
+
+
+def _metrics(module: AgentModule, suffix: str) -> dict[str, float | None]:
+    """Means of the last validation as `ade<suffix>` and so on; the constant-velocity figures need
+    no suffix."""
+    return {
+        name + ("" if "constant_velocity" in name else suffix): _number(mean)
+        for name, mean in module.validation.items()
     }
 
 

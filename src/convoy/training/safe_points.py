@@ -20,8 +20,6 @@ from convoy.training.stopping import Agreement, Decision, StoppedEarly
 
 logger = logging.getLogger("convoy")
 
-MONITORED = "val/ade"
-
 
 class SafePoints(Checkpoint):
     """Writes `step-<step>.ckpt` every so many minutes (rank 0's clock decides for all), before and
@@ -34,13 +32,15 @@ class SafePoints(Checkpoint):
         control: Control,
         request: StopRequest,
         record: Callable[..., None],
+        monitor: str,
         every_minutes: float,
         keep: int,
     ) -> None:
-        """`record` takes an event's name and facts; `keep` is how many checkpoints stay beside the
-        best."""
+        """`record` takes an event's name and facts; `monitor` is the metric that the best
+        checkpoint has the least of; `keep` is how many stay beside the best."""
         self._folder, self._writer, self._control, self._request = folder, writer, control, request
         self._record, self._interval, self._keep = record, every_minutes * 60, keep
+        self._monitor = monitor
         self._agreement = Agreement(control, request, min(1.0, self._interval))
         self._stop: Decision | None = None
         self._saved_at = time.monotonic()
@@ -61,6 +61,7 @@ class SafePoints(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         # None: an agent's own callback writes a checkpoint of its own.
+        checkpoint["validation"] = pl_module.validation
         checkpoint["convoy"] = position.describe(trainer, self._moment or Moment.VALIDATION)
 
     def on_load_checkpoint(
@@ -68,6 +69,7 @@ class SafePoints(Checkpoint):
     ) -> None:
         self._resumed = checkpoint["convoy"]
         position.resume(trainer, checkpoint["loops"], self._resumed)
+        pl_module.validation = checkpoint["validation"]
         self._saved_step = checkpoint["global_step"]
 
     # --- the moments
@@ -121,7 +123,7 @@ class SafePoints(Checkpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._between_steps(trainer):
-            value = trainer.callback_metrics.get(MONITORED)
+            value = trainer.callback_metrics.get(self._monitor)
             score = None if value is None else float(value)
             improved = score is not None and (self._best is None or score < self._best)
             self._best = score if improved else self._best

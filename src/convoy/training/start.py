@@ -35,7 +35,7 @@ class Start:
     def record(self, event: str, **facts: Any) -> None:
         """Write one line of events.jsonl: on rank 0, which speaks for all."""
         if self.topology.is_rank_zero:
-            events.record(self.run, event, start=self.topology.run_id, **facts)
+            events.record(self.run, event, start=self.topology.start, **facts)
 
     def require_owned(self) -> None:
         """Raise LostRun on rank 0 when another start has taken the run over."""
@@ -68,7 +68,7 @@ def started(config: DictConfig, topology: Topology, control: Control) -> Iterato
         CheckpointFolder(run).tidy()
         if dead is not None:
             logger.warning("taken over from %s, which has died", dead.described)
-            events.record(run, "takeover", start=topology.run_id, dead=dead.described)
+            events.record(run, "takeover", start=topology.start, dead=dead.described)
         return str(run.root), lock.token
 
     root, token = control.on_rank_zero(own)
