@@ -77,7 +77,8 @@ def begin(
 ) -> None:
     """Record the start, on one node for all, and forget failures of one with the same name."""
     for note in record_start(run, launch, Software.here(tree.commit()), overrides, changed):
-        print(f"launch: {note}", flush=True)
+        # Not on standard output: that of the rendezvous step is the answer.
+        print(f"launch: {note}", file=sys.stderr, flush=True)
     shutil.rmtree(run.failures(launch.start), ignore_errors=True)
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins import CheckpointIO
 from lightning_fabric.plugins.environments import (
     ClusterEnvironment,
     LightningEnvironment,
     TorchElasticEnvironment,
 )
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
 
@@ -21,11 +22,15 @@ from convoy.config import Settings
 from convoy.errors import ConvoyError
 from convoy.run.layout import RunDirectory
 from convoy.topology import Topology
-from convoy.training.checkpoint import AtomicCheckpointIO
+from convoy.training.stopping import leave_signals_to_us
 
 
 def build_trainer(
-    settings: Settings, topology: Topology, run: RunDirectory, callbacks: list[pl.Callback]
+    settings: Settings,
+    topology: Topology,
+    run: RunDirectory,
+    callbacks: list[pl.Callback],
+    checkpoints: CheckpointIO,
 ) -> pl.Trainer:
     """The Trainer for `trainer.params`. Raises ConvoyError for a parameter that Lightning does not
     have."""
@@ -49,15 +54,17 @@ def build_trainer(
     environment: ClusterEnvironment = (
         TorchElasticEnvironment() if topology.launcher == "torchrun" else LightningEnvironment()
     )
-    return pl.Trainer(
+    trainer = pl.Trainer(
         **params,
-        plugins=[environment, AtomicCheckpointIO()],
+        plugins=[environment, checkpoints],
         callbacks=callbacks,
         logger=loggers,
         use_distributed_sampler=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    leave_signals_to_us(trainer)
+    return trainer
 
 
 def require_accelerator(accelerator: str, topology: Topology) -> None:
@@ -75,6 +82,13 @@ def require_accelerator(accelerator: str, topology: Topology) -> None:
             f"sees {seen}.{build} Check nvidia-smi and the job's --gpus, or train on the CPU: "
             "trainer.params.accelerator=cpu trainer.params.precision=32-true."
         )
+
+
+def device(config: DictConfig, topology: Topology) -> torch.device:
+    """Where this rank trains."""
+    if config.trainer.params.accelerator == "cpu":
+        return torch.device("cpu")
+    return torch.device("cuda", topology.local_rank)
 
 
 def _strategy(name: str, settings: Settings, topology: Topology) -> Any:
