@@ -50,14 +50,20 @@ for ((attempt = 0; ; attempt++)); do
     if ((status == 0)); then exit; fi
 
     # What ended it, and what follows: the one place that decides whether the job is requeued.
+    answering=()
+    if ((! ${#asked[@]})); then
+        answering=(--answering="$(timeout 60 srun --quiet --overlap --kill-on-bad-exit=0 \
+            --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
+            bash -c 'echo "$SLURMD_NODENAME"' 2> /dev/null)") || true
+    fi
     answer=$("$container" verdict --status="$status" --job="$(scontrol show job "$job")" \
-        "${asked[@]}" "$agreement") || exit "$status"
+        "${answering[@]}" "${asked[@]}" "$agreement") || exit "$status"
     read -r action status excluded < <(sed -n 's/^convoy-verdict //p' <<< "$answer")
     if [[ $action != again ]]; then break; fi
 done
 if [[ $action == requeue ]]; then
     trap '' TERM  # SLURM ends this script with the job; the nodes to avoid come after the requeueing
-    scontrol requeue "$job"
+    scontrol requeue "$job" || true  # a node's failure may have been SLURM's reason before
     if [[ $excluded ]]; then scontrol update JobId="$job" ExcNodeList="$excluded"; fi
 fi
 exit "$status"

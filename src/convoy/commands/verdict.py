@@ -1,4 +1,4 @@
-"""`convoy verdict`: how a start ended and what follows; slurm/launch.sh asks when the ranks are gone.
+"""`convoy verdict`: how a start ended and what follows, for slurm/launch.sh.
 
 For a person: the rank or node that failed first, on standard error. For the batch script: one line
 with a mark, the action, the exit code and the nodes to avoid.
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from convoy.errors import ExitCode
 from convoy.launch import verdict
-from convoy.launch.next_start import HOURS_EXCLUDED, Action, Job, decide
-from convoy.launch.outcome import Kind, outcome
+from convoy.launch.next_start import HOURS_EXCLUDED, Action, Decision, Job, decide
+from convoy.launch.outcome import Kind, Outcome, outcome
 from convoy.run import events, node_state
 from convoy.run.layout import RunDirectory
 from convoy.run.record import last_start
@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("agreement", help="the line that `convoy rendezvous` printed for the start")
     parser.add_argument("--status", type=int, default=1, help="what srun ended with")
     parser.add_argument("--job", default="", help="what `scontrol show job` says")
+    parser.add_argument("--answering", help="nodes that took a step afterwards, a line each")
     parser.add_argument("--asked", help="the signal by which the batch script was told to stop")
 
 
@@ -34,15 +35,16 @@ def run(args: argparse.Namespace) -> int:
     failures = verdict.read(directory, agreement.start)
     states = node_state.read(directory, agreement.start)
     hosts = (last_start(directory) or {}).get("nodes", [])
-    ended = outcome(args.status, failures, hosts, states)
+    answering = None if args.answering is None else args.answering.split()
+    ended = outcome(args.status, failures, hosts, states, answering)
     past = events.read(directory)
     step = max((entry["step"] for entry in past if entry["event"] == "checkpoint"), default=0)
     job = Job.from_text(args.job)
     decision = decide(ended, args.status, job, bool(args.asked), step, past)
 
-    if ended.kind in (Kind.LOST, Kind.ABSENT, Kind.UNFIT) or not failures:
+    if ended.kind in (Kind.LOST, Kind.UNFIT) or not failures:
         print(f"convoy: {ended.reason}.", file=sys.stderr)
-    if failures and ended.kind is not Kind.STOPPED:
+    if failures and ended.kind not in (Kind.LOST, Kind.STOPPED):
         print(verdict.report(failures, directory), file=sys.stderr)
     if decision.reason:
         print(f"launch: {decision.reason}", file=sys.stderr)
@@ -51,8 +53,10 @@ def run(args: argparse.Namespace) -> int:
     return ExitCode.FINISHED
 
 
-def _record(directory, start, ended, decision, step) -> None:
-    if ended.kind in (Kind.LOST, Kind.ABSENT):
+def _record(
+    directory: RunDirectory, start: str, ended: Outcome, decision: Decision, step: int
+) -> None:
+    if ended.kind is Kind.LOST:
         for node in ended.nodes:
             events.record(directory, "lost-node", start=start, node=node)
     until = time.time() + HOURS_EXCLUDED * 3600
@@ -61,6 +65,4 @@ def _record(directory, start, ended, decision, step) -> None:
             directory, "excluded-node", start=start, node=node, until=until, reason=ended.reason
         )
     word = {Action.AGAIN: "restart", Action.REQUEUE: "requeue", Action.END: "end"}[decision.action]
-    events.record(
-        directory, word, start=start, step=step, outcome=ended.kind, reason=ended.reason
-    )
+    events.record(directory, word, start=start, step=step, outcome=ended.kind, reason=ended.reason)

@@ -92,21 +92,19 @@ def decide(
     if len(before) >= MOST_STARTS:
         reason = f"this was start {len(before) + 1} of the run, and no run has more"
         return Decision(Action.END, reason, ExitCode.FAILED)
-    if ended.kind in (Kind.KILLED, Kind.LOST) and not asked:
+    if ended.kind is Kind.KILLED and not asked:
         return Decision(Action.AGAIN, "starting the ranks again in this job", code)
     if not job.may_requeue:
         reason = "the job may not be requeued (--requeue, and sbatch); the same command goes on"
         return Decision(Action.END, reason, code)
-    fresh = ended.nodes if ended.kind in (Kind.UNFIT, Kind.ABSENT) else ()
+    fresh = ended.nodes if ended.kind in (Kind.UNFIT, Kind.LOST) else ()
     kept = still_excluded(events, job, now)
     excluded = (*kept, *(host for host in fresh if host not in kept))
     without = f", without {', '.join(excluded)}" if excluded else ""
     return Decision(Action.REQUEUE, f"requeueing the job{without}", code, excluded, fresh)
 
 
-def still_excluded(
-    events: Sequence[Mapping[str, Any]], job: Job, now: float
-) -> tuple[str, ...]:
+def still_excluded(events: Sequence[Mapping[str, Any]], job: Job, now: float) -> tuple[str, ...]:
     """The job's excluded nodes, but for those that this run excluded and whose time is over."""
     until: dict[str, float] = {}
     for entry in events:

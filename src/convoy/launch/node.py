@@ -13,9 +13,10 @@ from convoy.errors import ConvoyError, ExitCode
 from convoy.launch import network
 from convoy.launch.agent import run_torchrun
 from convoy.launch.interface import choose_interface
+from convoy.launch.signals import looked_for
 from convoy.launch.torchrun import LOOPBACK, rendezvous_endpoint, torchrun_arguments
 from convoy.navsim import tree
-from convoy.run import node_state
+from convoy.run import node_state, stop_request
 from convoy.run.layout import RunDirectory
 from convoy.run.ownership import choose_root, require_same_configuration
 from convoy.run.record import Software, record_start
@@ -49,10 +50,14 @@ def _run_ranks(run: RunDirectory, launch: Launch, address: str, overrides: Seque
         state = replace(state, signal=number.name)
         node_state.write(run, launch.start, state)
 
+    def asked() -> int:
+        return stop_request.read(run, launch.start) if launch.is_host else 0
+
     code = int(ExitCode.FAILED)
     try:
         arguments = [*torchrun_arguments(launch, address, run.root), "--", *overrides]
-        failed = run_torchrun(arguments, launch, run, told)
+        with looked_for(asked):
+            failed = run_torchrun(arguments, launch, run, told)
         code = ExitCode.FINISHED if failed is None else failed.exit_code
         # A job's batch script reports for all nodes at its end.
         if failed is not None and launch.kind != "job":

@@ -11,7 +11,8 @@ from convoy.run.node_state import NodeState
 
 # What a rank says of a GPU that has to be replaced or reset, not of its own program.
 HARDWARE = re.compile(
-    r"uncorrectable ECC|ECC error|GPU (is lost|has fallen off)|fallen off the bus|Xid", re.IGNORECASE
+    r"uncorrectable ECC|ECC error|GPU (is lost|has fallen off)|fallen off the bus|Xid",
+    re.IGNORECASE,
 )
 
 
@@ -20,8 +21,7 @@ class Kind(StrEnum):
 
     STOPPED = "stopped"  # it was asked to, and saved
     KILLED = "killed"  # a process died of a signal, or hung: a new start may go on
-    LOST = "lost"  # a node said nothing more
-    ABSENT = "absent"  # a node never said anything
+    LOST = "lost"  # a node went away
     UNFIT = "unfit"  # a node found itself unfit, or its hardware failed
     FAILED = "failed"  # a mistake of the user, or an error in the program
 
@@ -40,8 +40,10 @@ def outcome(
     failures: Sequence[Failure],
     hosts: Sequence[str],
     states: Mapping[str, NodeState],
+    answering: Sequence[str] | None = None,
 ) -> Outcome:
-    """`status` is srun's, `failures` have the cause first, `hosts` are the start's nodes.
+    """`status` is srun's, `failures` have the cause first, `hosts` are the start's nodes, those
+    `answering` took a step of SLURM's afterwards (None: nobody asked).
 
     What ranks say that lost their peers counts last: it is what a node that went away looks like
     from the others.
@@ -50,6 +52,9 @@ def outcome(
     if unfit:
         said = "; ".join(f"{state.host}: {state.problem}" for state in unfit)
         return Outcome(Kind.UNFIT, f"unfit for the run: {said}", _names(unfit))
+    lost = tuple(host for host in hosts if answering and host not in answering)
+    if lost:
+        return Outcome(Kind.LOST, f"{_list(lost)} went away: SLURM cannot reach it any more", lost)
     first = failures[0] if failures else None
     if first is not None and not first.is_consequence:
         where = f"rank {first.rank} on {first.host}"
@@ -58,17 +63,14 @@ def outcome(
         if first.exit_code < 0 or first.exit_code == ExitCode.RESUMABLE:
             return Outcome(Kind.KILLED, f"{where}: {first.message}")
         return Outcome(Kind.FAILED, f"{where}: {first.message}")
-    absent = tuple(host for host in hosts if host not in states)
-    if absent and states:
-        return Outcome(Kind.ABSENT, f"{_list(absent)} did not start", absent)
-    gone = tuple(host for host in hosts if host in states and states[host].is_silent)
-    if gone:
-        return Outcome(Kind.LOST, f"{_list(gone)} went away without a word", gone)
+    silent = tuple(host for host in hosts if host in states and states[host].is_silent)
+    if silent:
+        return Outcome(Kind.KILLED, f"the launcher on {_list(silent)} was killed", silent)
     if status == ExitCode.RESUMABLE:
         return Outcome(Kind.STOPPED, "the ranks saved and stopped")
     if first is not None:
         return Outcome(Kind.KILLED, f"rank {first.rank} on {first.host}: {first.message}")
-    return Outcome(Kind.FAILED, f"no rank left a record, srun ended with {status}")
+    return Outcome(Kind.FAILED, f"no rank left a record, and srun ended with {status}")
 
 
 def _names(states: Sequence[NodeState]) -> tuple[str, ...]:

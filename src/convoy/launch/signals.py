@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -44,6 +45,24 @@ def passed_on(told: Callable[[signal.Signals], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def looked_for(request: Callable[[], int], every: float = 1.0) -> Iterator[None]:
+    """Ask `request` for a signal's number now and then, and send that signal to this process."""
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(every):
+            if number := request():
+                os.kill(os.getpid(), number)
+                return
+
+    threading.Thread(target=look, name="stop request", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def children(pid: int) -> list[int]:

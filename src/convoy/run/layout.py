@@ -72,16 +72,6 @@ class RunDirectory:
         return self.root / "ranks" / f"rank-{rank:03d}.json"
 
     @property
-    def events(self) -> Path:
-        """One line of JSON per start, stop, signal, checkpoint and so on, over all starts."""
-        return self.root / "events.jsonl"
-
-    @property
-    def stop_request(self) -> Path:
-        """Asks the ranks to save and stop. See `convoy.run.stop_request`."""
-        return self.root / "stop-request.json"
-
-    @property
     def skipped_samples(self) -> Path:
         """One line of JSON per unreadable sample that was replaced (`data.skip_bad=true`)."""
         return self.root / "skipped.jsonl"

@@ -1,8 +1,9 @@
 """Requests to end a run early: a signal to a process of it, or a file in its directory.
 
-A signal is only remembered. The file crosses nodes where no signal does: `ask` leaves it, rank 0
-looks for it every few seconds, and the next start removes it. Either way the ranks save a
-checkpoint and end with exit code 75 (`convoy.training.stopping`). Standard library only.
+A signal is only remembered. The file crosses nodes where no signal does, and needs no process of
+the launch: `ask` leaves it for one start, and the node that holds the rendezvous looks for it and
+signals its ranks (`convoy.launch.signals`). Either way the ranks save a checkpoint and end with
+exit code 75 (`convoy.training.stopping`). Standard library only.
 """
 
 import json
@@ -45,18 +46,16 @@ class StopRequest:
         self.ask(number)
 
 
-def ask(run: RunDirectory, number: int = signal.SIGUSR1) -> None:
-    """Ask the run's ranks to save and stop. Raises OSError where the directory is not writable."""
-    write_text(run.stop_request, json.dumps({"signal": int(number), "time": time.time()}) + "\n")
+def ask(run: RunDirectory, start: str, number: int = signal.SIGUSR1) -> None:
+    """Ask the ranks of one start to save and stop. Raises OSError where that cannot be written."""
+    request = {"start": start, "signal": int(number), "time": time.time()}
+    write_text(run.stop_request, json.dumps(request) + "\n")
 
 
-def read(run: RunDirectory) -> int:
-    """The signal's number, 0 where nobody asked."""
+def read(run: RunDirectory, start: str) -> int:
+    """The signal's number, 0 where nobody asked this start."""
     try:
-        return int(json.loads(run.stop_request.read_text())["signal"])
+        request = json.loads(run.stop_request.read_text())
+        return int(request["signal"]) if request["start"] == start else 0
     except (OSError, ValueError, KeyError, TypeError):
         return 0
-
-
-def clear(run: RunDirectory) -> None:
-    run.stop_request.unlink(missing_ok=True)

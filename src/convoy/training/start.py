@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from convoy.errors import ConvoyError
-from convoy.run import events, stop_request
+from convoy.run import events
 from convoy.run.layout import RunDirectory
 from convoy.run.lock import RunLock, newest
 from convoy.run.ownership import choose_root, open_run, require_same_configuration, unwritable
@@ -61,7 +61,6 @@ def started(config: DictConfig, topology: Topology, control: Control) -> Iterato
         try:
             dead = lock.acquire(tell=logger.warning)
             locks.append(lock)
-            stop_request.clear(run)
         except OSError as error:
             raise unwritable(root, error) from error
         open_run(root, config)

@@ -20,7 +20,6 @@ from typing import Any
 import pytorch_lightning as pl
 
 from convoy.errors import ExitCode
-from convoy.run import stop_request
 from convoy.run.atomic import write_text
 from convoy.run.layout import RunDirectory
 from convoy.run.stop_request import StopRequest
@@ -156,8 +155,6 @@ class Watchdog(pl.Callback):
             write_text(self._run.rank_state(self._topology.rank), text, durable=False)
 
     def _look_for_requests(self) -> None:
-        if self._topology.is_rank_zero and (number := stop_request.read(self._run)):
-            self._request.ask(number)
         if os.getppid() == self._parent:
             return
         if self._orphan_since is None:

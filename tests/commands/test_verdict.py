@@ -1,0 +1,73 @@
+"""`convoy verdict`: what a person reads, what the batch script acts on, and what the run records."""
+
+import json
+
+import pytest
+
+from convoy.commands.__main__ import main
+from convoy.launch import verdict
+from convoy.run import events, node_state
+from convoy.run.layout import RunDirectory
+from convoy.topology import Agreement
+
+RUNNING = "JobState=RUNNING Requeue=1 BatchFlag=1 ExcNodeList=(null)"
+
+
+@pytest.fixture
+def ended(tmp_path, capsys):
+    """A start on two nodes; ask for its verdict."""
+    run = RunDirectory(tmp_path)
+    run.logs.mkdir()
+    entry = {"start": "7-0", "software": {}, "nodes": ["gl001", "gl006"]}
+    run.launches.write_text(json.dumps(entry) + "\n")
+    for host in ("gl001", "gl006"):
+        node_state.begin(run, "7-0", host)
+    events.record(run, "checkpoint", step=40)
+
+    def ask(*arguments: str):
+        agreement = Agreement("7-0", "gl001:61000", str(tmp_path)).to_text()
+        assert main(["verdict", f"--job={RUNNING}", *arguments, agreement]) == 0
+        said = capsys.readouterr()
+        marked = [line for line in said.out.splitlines() if line.startswith("convoy-verdict ")]
+        assert len(marked) == 1
+        return marked[0].removeprefix("convoy-verdict ").split(), said.err
+
+    ask.run = run
+    return ask
+
+
+def test_a_lost_node_is_named_not_the_rank_that_noticed(ended):
+    reset = "RuntimeError: Connection reset by peer"
+    verdict.write(ended.run, "7-0", verdict.Failure(0, "gl001", 1.0, 1, reset))
+    answer, said = ended("--status=1", "--answering=Welcome\ngl001")
+    assert answer == ["requeue", "75", "gl006"]
+    assert said.splitlines()[0].startswith("convoy: gl006 went away")
+    assert "failed first" not in said
+    recorded = events.read(ended.run)[1:]
+    assert [entry["event"] for entry in recorded] == ["lost-node", "excluded-node", "requeue"]
+    assert recorded[1]["node"] == "gl006" and recorded[1]["until"] > recorded[1]["time"]
+    assert recorded[2]["step"] == 40
+
+
+def test_a_killed_rank_is_started_again_until_that_leads_nowhere(ended):
+    verdict.write(ended.run, "7-0", verdict.died(1, "gl006", -9))
+    for _ in range(2):
+        answer, said = ended("--status=1", "--answering=gl001\ngl006")
+        assert answer == ["again", "75"]
+        assert "rank 1 on gl006 failed first: it was killed by SIGKILL" in said
+    answer, said = ended("--status=1", "--answering=gl001\ngl006")
+    assert answer == ["end", "1"]
+    assert "3 starts in a row ended at step 40" in said
+    assert [entry["event"] for entry in events.read(ended.run)][1:] == ["restart", "restart", "end"]
+
+
+def test_a_stop_before_the_time_limit_is_requeued(ended):
+    for host in ("gl001", "gl006"):
+        node_state.write(ended.run, "7-0", node_state.NodeState(host, 1.0, 75, "SIGUSR1"))
+    answer, said = ended("--status=75", "--asked=USR1")
+    assert answer == ["requeue", "75"]
+    assert said.splitlines() == [
+        "convoy: the ranks saved and stopped.",
+        "launch: requeueing the job",
+    ]
+    assert main(["verdict", "--status=1", "not an agreement"]) == 1
