@@ -8,11 +8,12 @@ import torch
 
 from convoy.data import staging
 from convoy.data.cache import Builders
+from convoy.data.shard import Builder
 from convoy.data.shard_loader import ShardLoader
 from convoy.data.shard_reader import ShardReader
 from convoy.data.shard_split import split_of
 from convoy.data.shard_writer import ShardWriter
-from convoy.data.shards import Builder, Manifest, load_manifest, shard_path, write_manifest
+from convoy.data.shards import Manifest, load_manifest, shard_path, write_manifest
 from convoy.data.staging import StagedShards, Staging, staged_folder
 from convoy.errors import ConvoyError
 

@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from convoy.data.shards import SUFFIX, Shard, shard_path
+from convoy.data.shard import Shard
+from convoy.data.shards import SUFFIX, shard_path
 from convoy.data.verify import Checksum
 from convoy.errors import ConvoyError
 
