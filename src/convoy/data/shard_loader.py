@@ -28,9 +28,10 @@ from convoy.data.shard_split import ShardSplit
 class ShardLoader:
     """Batches of a split in its sampler's order, for Lightning and for whoever else iterates.
 
-    Iterating again begins again, as a DataLoader does. Whoever takes one batch and goes costs
-    little more than that batch: reading ahead begins with the first one that is taken, and ends at
-    once with the iterator. What callbacks ask a DataLoader for is here under the same names.
+    It looks like a DataLoader where callbacks use one: `dataset`, `batch_size`, `sampler`,
+    `batch_sampler`, `collate_fn`, its length, and iterating. Iterating again begins again. Whoever
+    takes one batch and goes costs little more than that batch: reading ahead begins with the first
+    one that is taken, and ends at once with the iterator.
     """
 
     def __init__(
