@@ -52,3 +52,52 @@ class RunDirectory:
     def non_finite_batch(self, rank: int) -> Path:
         """Tokens of the batch whose loss was not finite on `rank`."""
         return self.root / f"non-finite-rank-{rank:03d}.json"
+
+    @property
+    def progress(self) -> Path:
+        """Where the training is, as JSON; rank 0 replaces it at every report."""
+        return self.root / "progress.json"
+
+    @property
+    def launches(self) -> Path:
+        """One line of JSON per start."""
+        return self.root / "launches.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """One line of JSON per event: start, checkpoint, signal, stop."""
+        return self.root / "events.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        """Lightning's CSV files, a folder per start."""
+        return self.root / "metrics"
+
+    @property
+    def prediction(self) -> Path:
+        """What `convoy plan` forecast when it submitted the run, as JSON."""
+        return self.root / "prediction.json"
+
+    @property
+    def vitals(self) -> Path:
+        """One `<host>.jsonl` per node: its memory and GPUs, every few seconds."""
+        return self.root / "vitals"
+
+    def node_vitals(self, host: str) -> Path:
+        return self.vitals / f"{host}.jsonl"
+
+    @property
+    def paces(self) -> Path:
+        """One `rank-<rank>.json` per rank: how long its steps take."""
+        return self.root / "paces"
+
+    def rank_pace(self, rank: int) -> Path:
+        return self.paces / f"rank-{rank:03d}.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def report_picture(self) -> Path:
+        return self.root / "report.png"
