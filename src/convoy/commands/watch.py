@@ -88,6 +88,7 @@ def render(shown: View) -> "RenderableType":
 
 
 def _progress(shown: View) -> "Iterator[RenderableType]":
+    from rich.padding import Padding
     from rich.progress_bar import ProgressBar
     from rich.text import Text
 
@@ -96,7 +97,7 @@ def _progress(shown: View) -> "Iterator[RenderableType]":
     if not isinstance(step, int) or not steps:
         return
     yield Text("")
-    yield ProgressBar(total=steps, completed=step, width=None)
+    yield Padding(ProgressBar(total=steps, completed=step), (0, 0))
     words = [f"step {step:,} of {steps:,} ({step / steps:.0%})"]
     if "epoch" in facts:
         words.append(f"epoch {facts['epoch']}")
@@ -163,10 +164,12 @@ def _events(events: Any) -> Iterator[str]:
             for name, value in event.items()
             if name not in {"time", "kind"} and value not in (None, "", [])
         }
-        words = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in rest.items())
-        yield (
-            f"{clock}  {str(event.get('kind', '')).replace('_', ' ')}{': ' if words else ''}{words}"
+        kind = str(event.get("kind", "")).replace("_", " ")
+        words = ", ".join(
+            str(value) if name == kind else f"{name.replace('_', ' ')} {value}"
+            for name, value in rest.items()
         )
+        yield f"{clock}  {kind}{': ' if words else ''}{words}"
 
 
 def _as_json(shown: View) -> dict[str, Any]:

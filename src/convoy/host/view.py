@@ -10,9 +10,9 @@ from typing import Any
 
 from convoy.host import words
 from convoy.host.locate import Found
+from convoy.launch import verdict
 from convoy.run import story
 from convoy.run.hints import hints
-from convoy.run.layout import RunDirectory
 from convoy.run.story import Story
 
 STALE = 180.0  # seconds without a report after which a running job is said to be silent
@@ -52,7 +52,7 @@ def view(found: Found, now: float | None = None) -> View:
         standing,
         run,
         left,
-        hints(run, left) if run and state in {"RUNNING", "ENDED"} else [],
+        hints(run, left) if run and state != "PENDING" else [],
         _tail(run) if run and state not in {"FINISHED", "PENDING"} else [],
         found.slurm,
     )
@@ -111,29 +111,21 @@ def _standing(found: Found, run: Story | None, now: float) -> tuple[str, str]:
 
 
 def _tail(run: Story) -> list[str]:
-    """The last lines of the rank whose failure is the newest, of its log."""
-    failed = [
-        event
-        for event in run.events
-        if event.get("rank") is not None and "fail" in str(event.get("kind"))
-    ]
-    ranks = [int(event["rank"]) for event in failed[-1:] if str(event["rank"]).isdigit()]
-    for rank in ranks or _tracebacks(run):
-        lines = last_lines(RunDirectory(run.root).rank_log(rank), TAIL)
-        if lines:
-            return [f"rank {rank}:", *lines]
-    return []
+    """Of the rank that failed first in the newest start that failed: its message, its last lines.
 
-
-def _tracebacks(run: Story) -> list[int]:
-    """Ranks whose log ends in an error."""
-    for path in sorted(RunDirectory(run.root).logs.glob("rank-*.log")):
-        end = last_lines(path, 30)
-        if any(
-            line.startswith("Traceback") or " Error" in line or "Error:" in line for line in end
-        ):
-            return [int(path.stem.partition("-")[2])]
-    return []
+    A failure that training has gone on after is history.
+    """
+    records = sorted(run.run.logs.glob("failed-*"), key=lambda path: path.stat().st_mtime)
+    try:
+        failures = verdict.read(records[-1]) if records else []
+    except (OSError, ValueError, TypeError):  # cut by a full disk
+        failures = []
+    if not failures or failures[0].time < (run.progress.get("time") or 0.0):
+        return []
+    first = failures[0]
+    message = (first.message.splitlines() or ["no message"])[0]
+    lines = last_lines(run.run.rank_log(first.rank), TAIL)
+    return [f"Rank {first.rank} on {first.host} failed first: {message}", *lines]
 
 
 def last_lines(path: Path, count: int, block: int = 65_536) -> list[str]:
