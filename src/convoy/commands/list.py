@@ -12,8 +12,8 @@ from convoy.errors import ExitCode
 from convoy.host import locate, site
 from convoy.host.locate import Found
 from convoy.host.view import view
-from convoy.host.words import duration
 from convoy.run import story
+from convoy.run.timeline import span
 
 HOUR = 3600
 
@@ -107,8 +107,8 @@ def _show(lines: list[Line], experiments: Path, problem: str) -> None:
         table.add_row(
             line.run, line.job, line.state, line.agent, line.step, _or_empty(line.ade, "{:.3f}"),
             _or_empty(line.samples_per_s, "{:.1f}"),
-            duration(line.left_s) if line.left_s is not None else "",
-            f"{duration(line.age_s)} ago" if line.age_s is not None else "",
+            span(line.left_s) if line.left_s is not None else "",
+            f"{span(line.age_s)} ago" if line.age_s is not None else "",
         )  # fmt: skip
     out.print(table)
 

@@ -25,7 +25,6 @@ from convoy.host import (
     plan,
     site,
     starts,
-    words,
     workload,
 )
 from convoy.host.choice import Plan
@@ -34,6 +33,7 @@ from convoy.host.plan import Offer, Row, Training
 from convoy.host.site import Site
 from convoy.host.speed_model import RANGE, Observation, Rate
 from convoy.host.starts import Wait
+from convoy.run.timeline import span
 
 EPILOG = """Ranges hold in about 80 % of cases. "one piece" is the chance that the training ends in
 one job, without meeting the time limit or losing a node; it is requeued and goes on otherwise."""
@@ -300,17 +300,16 @@ def cells(number: int, row: Row) -> list[str]:
         return [*start, "-", "-", "-", "-", "-", "-", batch, "-", "; ".join(row.refusals)]
     assert row.wait and row.rate and row.training and row.total and row.epoch
     assert row.gpu_hours is not None and row.chance is not None
-    wait = "now" if row.wait.expected <= 60 else words.duration(row.wait.expected)
+    wait = "now" if row.wait.expected <= 60 else span(row.wait.expected)
     slow, fast = row.rate.range
     starts_note = f" in {row.segments}" if row.segments and row.segments > 1 else ""
     return [
         *start,
         wait,
         f"{_figures(row.rate.samples_per_s)} ({_figures(slow)}-{_figures(fast)})",
-        words.duration(row.epoch),
-        words.duration(row.training.expected) + starts_note,
-        f"{words.duration(row.total.expected)} ({words.duration(row.total.low)} to "
-        f"{words.duration(row.total.high)})",
+        span(row.epoch),
+        span(row.training.expected) + starts_note,
+        f"{span(row.total.expected)} ({span(row.total.low)} to {span(row.total.high)})",
         _figures(row.gpu_hours),
         batch,
         f"{row.chance:.0%}",
@@ -377,7 +376,7 @@ def _show_history(checks: Sequence[history.Check], as_json: bool) -> None:
             _figures(found.predicted_rate),
             _or_dash(found.actual_rate, _figures),
             _or_dash(found.error, lambda error: f"{math.expm1(error):+.0%}"),
-            *(_or_dash(value, words.duration) for value in times),
+            *(_or_dash(value, span) for value in times),
         )
     out = console()
     out.print(table)

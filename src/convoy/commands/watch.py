@@ -12,7 +12,7 @@ from convoy.commands.console import console
 from convoy.errors import ExitCode
 from convoy.host import locate, site
 from convoy.host.view import View, view
-from convoy.host.words import duration
+from convoy.run.timeline import span
 
 if TYPE_CHECKING:  # rich takes a tenth of a second, which --help does not need
     from rich.console import RenderableType
@@ -116,9 +116,9 @@ def _progress(shown: View) -> "Iterator[RenderableType]":
         return
     words = []
     if isinstance(facts.get("eta_s"), int | float):
-        words.append(f"ends in about {duration(facts['eta_s'])}")
+        words.append(f"ends in about {span(facts['eta_s'])}")
     if shown.left is not None:
-        words.append(f"the time limit in {duration(shown.left)}")
+        words.append(f"the time limit in {span(shown.left)}")
     if words:
         yield Text("; ".join(words))
 

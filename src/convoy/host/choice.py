@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from convoy.host.plan import Row, Span
-from convoy.host.words import duration
+from convoy.run.timeline import span
 
 AIMS = ("soonest", "cheapest", "balanced")
 CLOSE = 0.05  # rows that finish within this share of the soonest are not told apart
@@ -63,5 +63,5 @@ def _cost(row: Row) -> float:
     return row.gpu_hours
 
 
-def _about(span: Span) -> str:
-    return f"in about {duration(span.expected)} ({duration(span.low)} to {duration(span.high)})"
+def _about(total: Span) -> str:
+    return f"in about {span(total.expected)} ({span(total.low)} to {span(total.high)})"

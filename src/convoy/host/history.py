@@ -17,6 +17,7 @@ from convoy.host.speed_model import Observation, Rate, Shape, Workload
 from convoy.run import story
 from convoy.run.layout import RunDirectory
 from convoy.run.story import Story
+from convoy.run.timeline import seconds
 
 MOST_RUNS = 200  # newest first: reading more tells little and takes long on a shared file system
 ENOUGH = 3  # finished predictions before the ranges follow them
@@ -135,8 +136,8 @@ def check(run: Story) -> Check | None:
     if not isinstance(rate, int | float) or rate <= 0:
         return None
     submitted = made.get("time")
-    started = _seconds(run.launches[0].get("time")) if run.launches else None
-    ended = _seconds(run.progress.get("time")) if run.is_finished else None
+    started = seconds(run.launches[0].get("time")) if run.launches else None
+    ended = seconds(run.progress.get("time")) if run.is_finished else None
     return Check(
         run.name,
         f"{made.get('nodes')} x {made.get('gpus_per_node')} {made.get('gpu')}",
@@ -153,18 +154,6 @@ def check(run: Story) -> Check | None:
 
 def _middle(span: Any) -> float | None:
     return float(span[1]) if isinstance(span, list) and len(span) == 3 else None
-
-
-def _seconds(value: Any) -> float | None:
-    """A time as seconds since the epoch, of a number or of ISO text."""
-    from datetime import datetime
-
-    if isinstance(value, int | float):
-        return float(value)
-    try:
-        return datetime.fromisoformat(str(value)).timestamp()
-    except ValueError:
-        return None
 
 
 @dataclass(frozen=True)

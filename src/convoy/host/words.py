@@ -55,17 +55,6 @@ def reason(code: str) -> str:
     return name
 
 
-def duration(seconds: float) -> str:
-    """For people: 45 s, 12 min, 6.5 h, 3.2 d."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    if seconds < 72 * 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 86_400:.1f} d"
-
-
 def slurm_time(seconds: float) -> str:
     """`1-12:00:00`, as sbatch reads it."""
     minutes, rest = divmod(round(seconds), 60)

@@ -101,3 +101,8 @@ class RunDirectory:
     @property
     def report_picture(self) -> Path:
         return self.root / "report.png"
+
+    @property
+    def trajectories(self) -> Path:
+        """A picture of predicted trajectories of held-out samples."""
+        return self.root / "trajectories.png"
