@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -255,9 +256,17 @@ def preempted_run(tmp_path: Path) -> Path:
     lines(
         "launches.jsonl",
         [
-            {"time": start, "job": "12", "nodes": 2, "gpu": "NVIDIA L40S", "image": "sha256:ab12"}
-            | {"overrides": ["agent=transfuser_agent", "global_batch=176"], "navsim": "0a380a9"}
-            for start in starts
+            {
+                "time": datetime.fromtimestamp(start, UTC).isoformat(timespec="seconds"),
+                "start": f"12-{number}",
+                "kind": "job",
+                "job": "12",
+                "nodes": ["gl001", "gl006"],
+                "processes_per_node": 4,
+                "software": {"image": "sha256:ab12", "convoy": "0a1b2c", "navsim": "0a380a9"},
+                "overrides": ["agent=transfuser_agent", "global_batch=176"],
+            }
+            for number, start in enumerate(starts)
         ],
     )
     events = []
@@ -284,6 +293,7 @@ def preempted_run(tmp_path: Path) -> Path:
         for moment in range(0, int(6 * hour), 300):
             gpus = [
                 {"index": gpu, "busy": 90 + gpu, "memory": 30_000, "memory_total": 46_068}
+                | {"name": "NVIDIA L40S"}
                 for gpu in range(4)
             ]
             used = (200 + node * 40 + moment // 300) * 2**30
@@ -299,7 +309,7 @@ def preempted_run(tmp_path: Path) -> Path:
     (root / "progress.json").write_text(
         json.dumps(
             {"time": begin + 6.4 * hour, "step": 2400, "steps": 19_320, "epoch": 5, "loss": 0.3123}
-            | {"samples_per_s": 312.5, "eta_s": 9.2 * hour, "data_wait": 0.21, "world_size": 8}
+            | {"samples_per_s": 312.5, "seconds_left": 9.2 * hour, "data_wait": 0.21}
         )
     )
     (root / "prediction.json").write_text(

@@ -47,8 +47,9 @@ def test_a_finished_run_is_an_observation(tmp_path):
     run = write(
         tmp_path / "exp" / "12",
         results__json={"samples_per_s": 80.0, "world_size": 8},
-        prediction__json={"gpu": "l40s", "nodes": 2},
-        launches__jsonl={"job": "12", "nodes": 2, "overrides": ["agent=x_agent"]},
+        prediction__json={"gpu": "l40s"},
+        launches__jsonl={"nodes": ["a", "b"], "processes_per_node": 4}
+        | {"overrides": ["agent=x_agent"]},
         config__yaml="global_batch: 176\ndataloader:\n  params:\n    num_workers: 6\n",
     )
     seen = history.observation(run)

@@ -75,7 +75,7 @@ def _line(found: Found) -> Line:
         step,
         ade[-1].value if ade else None,
         facts.get("samples_per_s"),
-        facts.get("eta_s") if shown.state == "RUNNING" else None,
+        facts.get("seconds_left") if shown.state == "RUNNING" else None,
         time.time() - heard if isinstance(heard, int | float) else None,
         str(found.root) if found.root else None,
     )

@@ -7,8 +7,6 @@ import json
 import math
 import re
 import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -33,6 +31,7 @@ from convoy.host.plan import Offer, Row, Training
 from convoy.host.site import Site
 from convoy.host.speed_model import RANGE, Observation, Rate
 from convoy.host.starts import Wait
+from convoy.host.submission import Submission, check
 from convoy.run.timeline import span
 
 EPILOG = """Ranges hold in about 80 % of cases. "one piece" is the chance that the training ends in
@@ -96,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
         observations = [*history.observations_in(tables), *observations]
     else:
         picture = cluster.read(getpass.getuser())
-    rows = _rows(args, root, picture, training, account, observations, checks)
+    rows = _rows(args, settings, picture, training, account, observations, checks)
     notes = [
         f"{training.agent}: {training.epochs} epochs of {training.samples:,} samples "
         f"({samples_source}), "
@@ -113,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     made = choice.choose(rows, args.aim, notes)
     commands = [_command(root, row, args.overrides, account) for row in made.rows]
     if args.submit is not None:
-        return _submit(args, made, commands, training, settings)
+        return _submit(args, made, training, account, settings)
     if args.json:
         print(json.dumps(_as_json(made, commands, picture.source), indent=1))
     else:
@@ -126,7 +125,7 @@ def _job_file_account(root: Path) -> str:
 
 
 def _rows(
-    args: argparse.Namespace, root: Path, picture: Cluster, training: Training, account: str,
+    args: argparse.Namespace, settings: Site, picture: Cluster, training: Training, account: str,
     observations: Sequence[Observation], checks: Sequence[history.Check],
 ) -> list[Row]:  # fmt: skip
     offers = plan.offers(picture, account, _sizes(args.nodes))
@@ -150,7 +149,7 @@ def _rows(
     if not args.cluster:  # the real limit of each job is known after a first forecast
         asked = [index for index, offer in enumerate(offers) if not refused[index]]
         commands = [
-            _sbatch(root, forecast(index, offers[index]), args.overrides, account)
+            _sbatch(settings, forecast(index, offers[index]), args.overrides, account)
             for index in asked
         ]
         with progress("shapes", len(asked)) as bar:
@@ -172,9 +171,11 @@ def _sizes(text: str | None) -> list[int] | None:
     return [int(word) for word in text.split(",")]
 
 
-def _sbatch(root: Path, row: Row, overrides: Sequence[str], account: str) -> list[str]:
-    script = job_file.choose(root, row.offer.nodes)
-    options = plan.sbatch_options(row, job_file.directives(script.read_text()), account)
+def _sbatch(settings: Site, row: Row, overrides: Sequence[str], account: str) -> list[str]:
+    script = job_file.choose(settings.root, row.offer.nodes)
+    options = settings.sbatch_options | plan.sbatch_options(
+        row, job_file.directives(script.read_text()), account
+    )
     return job_file.command(script, options, overrides)
 
 
@@ -191,32 +192,27 @@ def _command(root: Path, row: Row, overrides: Sequence[str], account: str) -> li
 
 
 def _submit(
-    args: argparse.Namespace,
-    made: Plan,
-    commands: Sequence[list[str]],
-    training: Training,
-    settings: Site,
+    args: argparse.Namespace, made: Plan, training: Training, account: str, settings: Site
 ) -> int:
     if args.cluster:
         raise ConvoyError("--submit goes to the live cluster: leave --cluster out.")
     if not 1 <= args.submit <= len(made.rows):
         raise ConvoyError(f"--submit {args.submit}: there are rows 1 to {len(made.rows)}.")
-    row, command = made.rows[args.submit - 1], commands[args.submit - 1]
+    row = made.rows[args.submit - 1]
     if not row.possible:
         raise ConvoyError(
             f"Row {args.submit} ({row.offer}) cannot be submitted: {'; '.join(row.refusals)}."
         )
-    print(shlex.join(command), flush=True)
-    done = subprocess.run(
-        [sys.executable, "-m", "convoy.commands", *command[1:]], text=True, stdout=subprocess.PIPE
-    )
-    print(done.stdout, end="", flush=True)
-    job = re.search(r"Submitted batch job (\d+)", done.stdout)
-    if done.returncode or job is None:
-        return done.returncode or ExitCode.FAILED
-    where = run_directory(settings, [*settings.overrides, *args.overrides], job.group(1))
-    history.write_prediction(where, row, training, job.group(1), time.time())
-    print(f"convoy watch {job.group(1)}    the run: {where}")
+    offer = row.offer
+    script = job_file.directives(job_file.choose(settings.root, offer.nodes).read_text())
+    options = settings.sbatch_options | plan.sbatch_options(row, script, account)
+    submission = Submission(settings, offer.nodes, options, args.overrides)
+    check(submission, None)
+    print(shlex.join(submission.command), flush=True)
+    job = cluster.submit(submission.command, submission.environment)
+    where = run_directory(settings, [*settings.overrides, *args.overrides], job)
+    history.write_prediction(where, row, training, job, time.time())
+    print(f"Submitted batch job {job}; its run: {where}\nconvoy watch {job}")
     return ExitCode.FINISHED
 
 

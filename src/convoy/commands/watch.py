@@ -115,8 +115,8 @@ def _progress(shown: View) -> "Iterator[RenderableType]":
     if shown.state == "FINISHED":
         return
     words = []
-    if isinstance(facts.get("eta_s"), int | float):
-        words.append(f"ends in about {span(facts['eta_s'])}")
+    if isinstance(facts.get("seconds_left"), int | float):
+        words.append(f"ends in about {span(facts['seconds_left'])}")
     if shown.left is not None:
         words.append(f"the time limit in {span(shown.left)}")
     if words:

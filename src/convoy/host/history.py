@@ -51,20 +51,17 @@ def stories(experiments: Path) -> list[Story]:
 
 def observation(run: Story) -> Observation | None:
     """The rate of a run that measured one on a known kind of GPU, else None."""
-    rate = rate_of(run)
-    launch = run.launches[-1] if run.launches else {}
-    gpu = launch.get("gpu") or run.prediction.get("gpu")
-    nodes = _count(launch.get("nodes")) or _count(run.prediction.get("nodes"))
-    world = _count(run.results.get("world_size")) or _count(run.progress.get("world_size"))
-    if not (rate and gpu and nodes and world):
+    rate, gpu, world = rate_of(run), run.gpu, run.world_size
+    if not (rate and gpu and world):
         return None
+    nodes = max(1, len(run.launches[-1].get("nodes") or ()) if run.launches else 1)
     workload = Workload(
         run.agent,
         int(run.config.get("global_batch") or world),
         data_kind(run.config.get("cache_path", "")),
         int(run.config.get("dataloader.params.num_workers") or 4),
     )
-    shape = Shape(gpu_name(str(gpu)), nodes, max(1, world // nodes))
+    shape = Shape(gpu_name(gpu), nodes, max(1, world // nodes))
     return Observation(workload, shape, rate, run.name)
 
 
@@ -76,12 +73,6 @@ def rate_of(run: Story) -> float | None:
             return float(value)
     points = run.metrics.get("train/samples_per_s", ())
     return statistics.median(point.value for point in points[1:] or points) if points else None
-
-
-def _count(value: Any) -> int:
-    if isinstance(value, list):
-        return len(value)
-    return value if isinstance(value, int) else 0
 
 
 def data_kind(cache_path: str) -> str:

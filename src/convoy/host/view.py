@@ -115,11 +115,8 @@ def _tail(run: Story) -> list[str]:
 
     A failure that training has gone on after is history.
     """
-    records = sorted(run.run.logs.glob("failed-*"), key=lambda path: path.stat().st_mtime)
-    try:
-        failures = verdict.read(records[-1]) if records else []
-    except (OSError, ValueError, TypeError):  # cut by a full disk
-        failures = []
+    starts = [str(launch["start"]) for launch in run.launches if launch.get("start")]
+    failures = verdict.read(run.run, starts[-1]) if starts else []
     if not failures or failures[0].time < (run.progress.get("time") or 0.0):
         return []
     first = failures[0]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 INTERVAL = 15.0  # seconds; a line is about 300 bytes, so a day leaves under 2 MB a node
-GPU_QUERY = "index,utilization.gpu,memory.used,memory.total"
+GPU_QUERY = "index,utilization.gpu,memory.used,memory.total,name"
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -96,8 +96,8 @@ def _own_cgroup(proc: Path, cgroup: Path) -> Path | None:
     return None
 
 
-def gpus() -> list[Mapping[str, int]]:
-    """Of each GPU of this node: `index`, `busy` in %, `memory` and `memory_total` in MiB."""
+def gpus() -> list[Mapping[str, Any]]:
+    """Of each GPU of this node: index, % busy, memory and memory_total in MiB, name."""
     command = ("nvidia-smi", f"--query-gpu={GPU_QUERY}", "--format=csv,noheader,nounits")
     try:
         done = subprocess.run(command, text=True, capture_output=True, timeout=10)
@@ -106,12 +106,12 @@ def gpus() -> list[Mapping[str, int]]:
     return parse_gpus(done.stdout)
 
 
-def parse_gpus(text: str) -> list[Mapping[str, int]]:
+def parse_gpus(text: str) -> list[Mapping[str, Any]]:
     """Lines of nvidia-smi; a figure that a card does not give (`[N/A]`) leaves the card out."""
-    found: list[Mapping[str, int]] = []
+    found: list[Mapping[str, Any]] = []
     for line in text.splitlines():
-        words = [word.strip() for word in line.split(",")]
+        *words, name = (word.strip() for word in line.split(",", 4))
         if len(words) == 4 and all(word.isdigit() for word in words):
-            names = ("index", "busy", "memory", "memory_total")
-            found.append(dict(zip(names, map(int, words), strict=True)))
+            figures = zip(("index", "busy", "memory", "memory_total"), map(int, words), strict=True)
+            found.append({**dict(figures), "name": name})
     return found

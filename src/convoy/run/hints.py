@@ -26,7 +26,7 @@ def hints(run: Story, left: float | None = None) -> list[str]:
 
 
 def _time_limit(run: Story, left: float | None) -> Iterator[str]:
-    eta = run.progress.get("eta_s")
+    eta = run.progress.get("seconds_left")
     if left is None or not isinstance(eta, int | float) or run.is_finished or eta <= left:
         return
     yield (

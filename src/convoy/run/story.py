@@ -61,6 +61,24 @@ class Story:
         value = self.progress.get("data_wait")
         return float(value) if isinstance(value, int | float) else None
 
+    @property
+    def gpu(self) -> str | None:
+        """The name of its GPUs, as the driver gives it or as the plan asked for it."""
+        for samples in self.vitals.values():
+            for gpu in samples[-1].get("gpus") or ():
+                if gpu.get("name"):
+                    return str(gpu["name"])
+        return self.prediction.get("gpu")
+
+    @property
+    def world_size(self) -> int | None:
+        """Ranks of the last start."""
+        last = self.launches[-1] if self.launches else {}
+        nodes, each = last.get("nodes"), last.get("processes_per_node")
+        if isinstance(nodes, list) and isinstance(each, int):
+            return max(1, len(nodes)) * each
+        return self.results.get("world_size")
+
     def override(self, key: str) -> str | None:
         """The last start's value of `key` on the command line."""
         for launch in reversed(self.launches):
