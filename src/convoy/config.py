@@ -112,8 +112,8 @@ def agent_folders(navsim_groups: Path | None) -> list[Path]:
 
 def flat_keys(config: DictConfig) -> Iterator[str]:
     """Every dotted key of `config`, leaves and nodes."""
-    for key in config:
-        yield str(key)
+    for key in map(str, config):
+        yield key
         if not OmegaConf.is_missing(config, key) and isinstance(config[key], DictConfig):
             yield from (f"{key}.{below}" for below in flat_keys(config[key]))
 
