@@ -7,6 +7,7 @@ import json
 import pytest
 
 SHORT = (
+    "agent=bev_fusion_agent",
     "cache_path=/scratch/cache",
     "+trainer.params.max_steps=1",
     "dataloader.params.num_workers=0",
