@@ -1,10 +1,12 @@
 """`convoy submit` on a real SLURM: what would fail after queueing is told before it, and nothing is
 queued."""
 
-import hashlib
 import json
+from dataclasses import asdict
 
 import pytest
+
+from convoy.run.progress import RunProgress
 
 SHORT = (
     "agent=bev_fusion_agent",
@@ -38,7 +40,7 @@ def queued(testbed) -> str:
             (),
             (),
             {"CONVOY_IMAGE": "/scratch/gone.sif"},
-            "The image /scratch/gone.sif cannot be read",
+            "There is no image /scratch/gone.sif",
         ),
         ((), ("cache_path=/scratch/gone",), {}, "cache_path=/scratch/gone is not a directory"),
         (
@@ -90,8 +92,12 @@ def test_a_run_that_cannot_be_gone_on_with(testbed, submit):
     """The run directory belongs to another configuration, or says itself that the time will not
     do."""
     folder = "/scratch/submitted"
-    said = "2026 gl001 [0] convoy: epoch 3  step 40/400  loss 1.0  9.1 samples/s  ETA 30:00:00"
-    files = f"mkdir -p {folder}/logs; echo 'seed: 7' > {folder}/config.yaml; echo '{said}' > {folder}/logs/rank-000.log"
+    progress = RunProgress("1-0", 40, 400, 3, 1.0, 9.1, 108000.0, 1e9)
+    said = json.dumps(asdict(progress))
+    files = (
+        f"mkdir -p {folder}; echo 'seed: 7' > {folder}/config.yaml; "
+        f"echo '{said}' > {folder}/progress.json"
+    )
     made = testbed.run("bash", "-c", files)
     assert made.code == 0
     other = submit("--", *SHORT, f"run_dir={folder}")
@@ -158,6 +164,13 @@ def test_it_submits_and_the_run_records_the_images_digest(testbed, submit):
     job = testbed.wait(submitted.removeprefix("Submitted batch job "))
     assert job.code == 0, job.log
     launched = json.loads(testbed.read(f"/scratch/exp/train/{job.id}/launches.jsonl"))
-    with testbed.image.open("rb") as file:
-        assert launched["image_sha256"] == hashlib.file_digest(file, "sha256").hexdigest()
+    built = testbed.run("apptainer", "exec", str(testbed.image), "convoy", "image", "manifest")
+    manifest = json.loads(built.out)
+    assert launched["software"] == {
+        "image": manifest["digest"],
+        "lock": manifest["lock"],
+        "convoy": manifest["commit"],
+        "navsim": manifest["sources"]["navsim"],
+    }
+    assert launched["kind"] == "job" and launched["start"] == f"{job.id}-0"
     assert launched["overrides"][-len(SHORT) :] == list(SHORT)

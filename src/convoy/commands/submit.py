@@ -1,7 +1,6 @@
 """`convoy submit`: finds before queueing what would fail after it, then submits with sbatch."""
 
 import argparse
-import os
 import shlex
 import subprocess
 import sys
@@ -63,10 +62,7 @@ def run(args: argparse.Namespace) -> int:
         print(submission.text, end="")
         return ExitCode.FINISHED
     print(shlex.join(submission.command), flush=True)
-    environment = {**os.environ, "CONVOY_ROOT": str(root)}
-    if args.image:
-        environment["CONVOY_IMAGE"] = str(settings.image)
-    return subprocess.run(submission.command, env=environment).returncode
+    return subprocess.run(submission.command, env=submission.environment).returncode
 
 
 def _given(args: argparse.Namespace) -> dict[str, str]:

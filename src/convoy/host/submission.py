@@ -41,6 +41,12 @@ class Submission:
         return job_file.command(self.script, self.options, self.overrides)
 
     @property
+    def environment(self) -> dict[str, str]:
+        """That of the sbatch call, which the job inherits."""
+        named = {"CONVOY_ROOT": str(self.site.root), "CONVOY_IMAGE": str(self.site.image)}
+        return dict(os.environ) | named
+
+    @property
     def text(self) -> str:
         """The job's whole text."""
         return job_file.render(
@@ -49,7 +55,7 @@ class Submission:
 
 
 def check(submission: Submission, estimate: str | None) -> None:
-    """Raise ConvoyError for what would fail after the queue; `estimate` is the training's length."""
+    """Raise ConvoyError for what would fail after the queue; `estimate` is how long it takes."""
     site, effective = submission.site, submission.effective
     _require_image(site.image)
     _require_writable(site.experiments)
@@ -141,7 +147,7 @@ def _check_in_image(submission: Submission) -> None:
 
 
 def _require_estimate_of_the_run(limit: str, overrides: Sequence[str]) -> None:
-    """The limit against what the run itself last reported, where `run_dir` names one to go on with."""
+    """The limit against the run's own last report, where `run_dir` names one to go on with."""
     named = [v for key, _, v in (o.partition("=") for o in overrides) if key == "run_dir"]
     progress = read_progress(RunDirectory(Path(named[-1]))) if named else None
     if progress is not None:
