@@ -34,6 +34,7 @@ from convoy.training.process_group import Control, process_group
 from convoy.training.progress import ProgressReport
 from convoy.training.rehearsal import SAMPLES, Rehearsal, rehearse
 from convoy.training.trainer import build_trainer, device, require_accelerator
+from convoy.training.weights import load_weights
 
 logger = logging.getLogger("convoy")
 
@@ -57,8 +58,11 @@ def train(settings: Settings, topology: Topology) -> None:
         _require_one_configuration(config, topology, control)
         run = _open_run(settings, topology, control)
         logs.write_to(run, topology)
+        for note in settings.notes:
+            logger.info(note)
         pl.seed_everything(config.seed, workers=True, verbose=False)
         agent = build_agent(config.agent)
+        load_weights(agent, config.agent)
         builders = _builders(agent)
         calls = AgentCalls(agent)
         data = control.on_rank_zero(lambda: _find_data(settings, builders))
