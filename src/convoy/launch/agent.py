@@ -37,7 +37,8 @@ def run_torchrun(arguments: Sequence[str], launch: Launch, run: RunDirectory) ->
     """Run this node's ranks to their end; None where all finished.
 
     Every rank that failed has a record in the run directory afterwards. Raises SystemExit where all
-    ranks stopped early and can go on, or a signal ended the agent, ConvoyError where the nodes could not meet.
+    ranks stopped early and can go on, or a signal ended the agent; ConvoyError where the nodes
+    could not meet.
     """
     # Each rank gets half of its share of the CPUs; the other half is the data loader's.
     share = len(os.sched_getaffinity(0)) // launch.processes // 2
