@@ -36,6 +36,15 @@ COMMANDS = (
         "check a training before it queues, then submit it with sbatch",
     ),
     (
+        "plan",
+        "convoy.commands.plan",
+        "what would finish when: partitions x nodes, and the best row",
+    ),
+    ("watch", "convoy.commands.watch", "one job, live: why it waits, where it is, what to change"),
+    ("list", "convoy.commands.list", "runs and jobs in one table"),
+    ("logs", "convoy.commands.logs", "what a job or one of its ranks says"),
+    ("stop", "convoy.commands.stop", "a job writes a checkpoint, then ends"),
+    (
         "rendezvous",
         "convoy.commands.rendezvous",
         "what slurm/launch.sh asks on the first node of a job",

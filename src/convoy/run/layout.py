@@ -110,3 +110,42 @@ class RunDirectory:
     @property
     def tensorboard(self) -> Path:
         return self.root / "tensorboard"
+
+    @property
+    def events(self) -> Path:
+        """One line of JSON per event: start, checkpoint, signal, stop."""
+        return self.root / "events.jsonl"
+
+    @property
+    def prediction(self) -> Path:
+        """What `convoy plan` forecast when it submitted the run, as JSON."""
+        return self.root / "prediction.json"
+
+    @property
+    def vitals(self) -> Path:
+        """One `<host>.jsonl` per node: its memory and GPUs, every few seconds."""
+        return self.root / "vitals"
+
+    def node_vitals(self, host: str) -> Path:
+        return self.vitals / f"{host}.jsonl"
+
+    @property
+    def paces(self) -> Path:
+        """One `rank-<rank>.json` per rank: how long its steps take."""
+        return self.root / "paces"
+
+    def rank_pace(self, rank: int) -> Path:
+        return self.paces / f"rank-{rank:03d}.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def report_picture(self) -> Path:
+        return self.root / "report.png"
+
+    @property
+    def trajectories(self) -> Path:
+        """A picture of predicted trajectories of held-out samples."""
+        return self.root / "trajectories.png"
