@@ -48,11 +48,6 @@ class RunDirectory:
         """Those that are there, newest first."""
         return sorted(self.checkpoints.glob("step-*.ckpt"), reverse=True)
 
-    @property
-    def events(self) -> Path:
-        """One line of JSON per start, stop, signal, checkpoint and so on, over all starts."""
-        return self.root / "events.jsonl"
-
     def owner(self, number: int) -> Path:
         """Who writes to the run: the highest number does. See `convoy.run.lock`."""
         return self.root / f"owner-{number}.json"
