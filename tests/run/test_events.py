@@ -12,7 +12,7 @@ def test_a_line_per_event_in_order(tmp_path):
     record(run, "start", world_size=4)
     record(run, "checkpoint", step=7)
     found = read(run)
-    assert [(event["event"], event.get("step")) for event in found] == [
+    assert [(event["kind"], event.get("step")) for event in found] == [
         ("start", None),
         ("checkpoint", 7),
     ]
@@ -23,9 +23,9 @@ def test_a_cut_line_costs_only_itself(tmp_path):
     run = RunDirectory(tmp_path)
     record(run, "start")
     with run.events.open("a") as file:
-        file.write('{"time": 1, "event": "che')
+        file.write('{"time": 1, "kind": "che')
     record(run, "stop")
-    assert [event["event"] for event in read(run)] == ["start", "stop"]
+    assert [event["kind"] for event in read(run)] == ["start", "stop"]
 
 
 def test_a_full_disk_ends_nothing(tmp_path):
@@ -38,7 +38,7 @@ def test_a_full_disk_ends_nothing(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     record(run, "stop")
-    assert [event["event"] for event in read(run)] == ["start", "stop"]
+    assert [event["kind"] for event in read(run)] == ["start", "stop"]
 
 
 def test_many_writers_lose_nothing(tmp_path):
