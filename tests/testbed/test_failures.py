@@ -8,6 +8,7 @@ import time
 import pytest
 
 SHORT = (
+    "agent=bev_fusion_agent",
     "cache_path=/scratch/cache",
     "+trainer.params.max_steps=2",
     "dataloader.params.num_workers=0",
@@ -134,11 +135,8 @@ def test_a_wrong_partition_is_refused_by_sbatch(testbed):
 
 
 def test_from_another_folder(testbed):
-    done = testbed.run(
-        "bash",
-        "-c",
-        f'script=$PWD/{TWO}; cd /scratch && sbatch --wait --output=away.log "$script"; cat away.log',
-    )
+    submit = 'cd /scratch && sbatch --wait --output=away.log "$script"; cat away.log'
+    done = testbed.run("bash", "-c", f"script=$PWD/{TWO}; {submit}")
     assert done.code == 0
     assert (
         "convoy: /scratch/slurm/launch.sh is not there: submit from Convoy's checkout, or set "
@@ -165,6 +163,7 @@ def test_a_warned_requeued_and_cancelled_job(testbed):
             time.sleep(1)
 
     endless = (
+        "agent=bev_fusion_agent",
         "cache_path=/scratch/cache",
         "trainer.params.max_epochs=100000",
         "dataloader.params.num_workers=1",
