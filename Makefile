@@ -71,7 +71,7 @@ shell:  ## open a shell in the Apptainer image, with this checkout's src/ over t
 		'$(NAVSIM_DEVKIT_ROOT):/opt/navsim' --env NAVSIM_DEVKIT_ROOT=/opt/navsim) '$(SIF)' bash
 
 .PHONY: submit
-submit:  ## check a training and submit it: NODES=2 ARGS='cache_path=… global_batch=176' [SUBMIT='--time 24:00:00']
+submit:  ## check a training and submit it: NODES=2 ARGS='agent=… cache_path=… global_batch=176' [SUBMIT='--time 24:00:00']
 	@PYTHONPATH=src $(PYTHON) -m convoy.commands submit --nodes $(NODES) $(SUBMIT) -- $(value ARGS)
 
 .PHONY: cluster-up

@@ -117,7 +117,7 @@ def test_every_make_target_in_the_docs_exists():
 
 
 def test_every_documented_setting_exists():
-    config = OmegaConf.load(PACKAGE / "conf" / "train.yaml")
+    config = OmegaConf.load(PACKAGE / "conf" / "settings.yaml")
     names = [
         name
         for row in re.findall(
@@ -134,15 +134,16 @@ def test_every_documented_setting_exists():
 def files_of_a_run() -> set[str]:
     """Every path that run/layout.py names, with the words of the documentation for its parts."""
     run = RunDirectory(Path("RUN"))
-    parts = {"rank": 0, "host": "HOST", "start": "START"}
+    parts = {"rank": 0, "host": "HOST", "start": "START", "step": 0, "number": 0}
     paths = set()
     for name, member in vars(RunDirectory).items():
         if isinstance(member, property):
             paths.add(getattr(run, name))
-        elif callable(member) and not name.startswith("_"):
+        elif callable(member) and member.__annotations__.get("return") is Path:
             wanted = member.__code__.co_varnames[1 : member.__code__.co_argcount]
             paths.add(getattr(run, name)(*(parts[part] for part in wanted)))
-    return {str(path.relative_to("RUN")).replace("rank-000", "rank-NNN") for path in paths}
+    names = {str(path.relative_to("RUN")) for path in paths}
+    return {re.sub(r"-0+(?=[./]|$)", "-N", name.replace("-000.", "-NNN.")) for name in names}
 
 
 def test_every_file_of_a_run_is_documented_and_nothing_else():

@@ -8,6 +8,7 @@ import time
 import pytest
 
 SHORT = (
+    "agent=bev_fusion_agent",
     "cache_path=/scratch/cache",
     "+trainer.params.max_steps=2",
     "dataloader.params.num_workers=0",
@@ -162,6 +163,7 @@ def test_a_warned_requeued_and_cancelled_job(testbed):
             time.sleep(1)
 
     endless = (
+        "agent=bev_fusion_agent",
         "cache_path=/scratch/cache",
         "trainer.params.max_epochs=100000",
         "dataloader.params.num_workers=1",

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 SHORT = (
+    "agent=bev_fusion_agent",
     "cache_path=/scratch/cache",
     "data.val_fraction=0.25",
     "+trainer.params.max_steps=2",
