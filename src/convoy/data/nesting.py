@@ -109,9 +109,7 @@ def rebuild(
     if node.is_mapping:
         return (dict if node.kind == DICT else OrderedDict)(zip(node.keys, made, strict=True))
     if node.kind == NAMED:
-        # mypy takes calls of namedtuple only with literal names.
-        named: Any = namedtuple
-        return named(node.title, node.keys)(*made)
+        return namedtuple(node.title, map(str, node.keys))(*made)
     return made if batch or node.kind == LIST else tuple(made)
 
 

@@ -13,7 +13,7 @@ import pickletools
 import zipfile
 import zlib
 from collections import OrderedDict
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -253,9 +253,6 @@ def _parameter(data: Any, requires_grad: Any, hooks: Any) -> Any:
     return data
 
 
-_BYTE_ORDERS: tuple[Literal["<", ">", "=", "|"], ...] = ("<", ">", "=", "|")
-
-
 class _Dtype(_Own):
     """A numpy dtype, from what numpy.dtype is called with and its state."""
 
@@ -266,13 +263,12 @@ class _Dtype(_Own):
         self._order = state[1]
 
     def get(self) -> np.dtype:
-        order = next((known for known in _BYTE_ORDERS if known == self._order), None)
-        if not isinstance(self._name, str) or order is None:
+        if not isinstance(self._name, str) or self._order not in tuple("<>=|"):
             raise Refused("an unknown numpy dtype")
         dtype = np.dtype(self._name)
         if dtype.kind not in "biufcUS":
             raise Refused(f"a numpy array of {dtype}")
-        return dtype.newbyteorder(order)
+        return dtype.newbyteorder(">") if self._order == ">" else dtype
 
 
 class _Array(_Own):
@@ -299,7 +295,9 @@ def _array(raw: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
 
 def _scalar(dtype: Any, raw: Any) -> Any:
     value: Any = _array(raw, dtype, (), "C")[()]
-    return value.item() if isinstance(value, (np.str_, np.bytes_)) else value
+    if isinstance(value, str):
+        return str(value)
+    return bytes(value) if isinstance(value, bytes) else value
 
 
 _ALLOWED: dict[tuple[str, str], Any] = {
