@@ -23,7 +23,7 @@ changed=$(find "$root/slurm" "$CONVOY_IMAGE" -maxdepth 1 -type f -newermt "${sub
 agreement='' asked=()
 ask_to_stop() {
     asked=(--asked="$1")
-    if [[ $agreement ]]; then "$container" stop --agreement="$agreement" --signal="$1" >&2 || true; fi
+    if [[ $agreement ]]; then "$container" ask-to-stop --signal="$1" "$agreement" || true; fi
 }
 for name in USR1 TERM INT; do trap "ask_to_stop $name" "$name"; done
 

@@ -1,4 +1,4 @@
-"""`convoy stop` asks the newest start of a run; no other start hears of it."""
+"""A request to stop is for one start of a run."""
 
 import signal
 
@@ -8,23 +8,25 @@ from convoy.run.layout import RunDirectory
 from convoy.topology import Agreement
 
 
-def test_the_newest_start_is_asked(tmp_path, capsys):
-    run = RunDirectory(tmp_path)
-    lines = [f'{{"start": "7-{number}", "software": {{}}}}\n' for number in range(2)]
-    run.launches.write_text("".join(lines))
-    assert main(["stop", str(tmp_path)]) == 0
-    assert "7-1 was asked to save and stop (SIGUSR1)" in capsys.readouterr().out
-    assert stop_request.read(run, "7-1") == signal.SIGUSR1
-    assert stop_request.read(run, "7-0") == stop_request.read(run, "7-2") == 0
-
-
-def test_the_launch_names_the_start(tmp_path):
+def test_the_launch_asks_its_own_start(tmp_path, capsys):
     agreement = Agreement("8-0.1", "gl001:61000", str(tmp_path)).to_text()
-    assert main(["stop", f"--agreement={agreement}", "--signal=TERM"]) == 0
-    assert stop_request.read(RunDirectory(tmp_path), "8-0.1") == signal.SIGTERM
+    assert main(["ask-to-stop", "--signal=TERM", agreement]) == 0
+    assert capsys.readouterr().out == "launch: SIGTERM: the ranks were asked to save and stop\n"
+    run = RunDirectory(tmp_path)
+    assert stop_request.read(run, "8-0.1", since=0) == signal.SIGTERM
+    assert stop_request.read(run, "8-1", since=0) == 0
 
 
-def test_a_folder_that_is_not_a_run(tmp_path, capsys):
-    assert main(["stop", str(tmp_path)]) == 1
-    assert "names no start of a run" in capsys.readouterr().err
-    assert main(["stop"]) == 1
+def test_a_directory_that_cannot_be_written_is_said(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    agreement = Agreement("8-0", "gl001:61000", str(tmp_path / "file")).to_text()
+    assert main(["ask-to-stop", agreement]) == 1
+    assert "could not be asked to save and stop" in capsys.readouterr().err
+
+
+def test_without_a_name_it_is_for_the_start_that_runs(tmp_path):
+    run = RunDirectory(tmp_path)
+    assert stop_request.read(run, "8-0", since=0) == 0
+    stop_request.ask(run)
+    assert stop_request.read(run, "8-0", since=0) == signal.SIGUSR1
+    assert stop_request.read(run, "8-1", since=9e9) == 0  # it began after somebody asked

@@ -2,14 +2,17 @@
 the reference."""
 
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from convoy.commands.__main__ import main
-from convoy.data.cache import Builders, CacheDataset, Split, collate, logs_in, scan
+from convoy.data.cache import Builders, CacheDataset, CacheSplit, collate, logs_in, scan
 from convoy.data.prepare.inputs import RawInput
 from convoy.data.prepare.run import Options, prepare
 from convoy.data.shard_loader import ShardLoader
@@ -103,7 +106,7 @@ def test_the_same_bits_as_navsims_own_caching(environment, navsim_cache, tmp_pat
     split = split_of(manifest, tmp_path, manifest.logs)
     samples = scan(navsim_cache, logs_in(navsim_cache), TRANSFUSER).samples
     assert split.samples == samples and len(samples) == environment.samples
-    theirs = CacheDataset(Split(navsim_cache, samples), TRANSFUSER)
+    theirs = CacheDataset(CacheSplit(navsim_cache, samples), TRANSFUSER)
     order = list(range(len(samples)))
     (ours,) = ShardLoader(split, TRANSFUSER, order, len(order), ShardReader(2, False), 1)
     for mine, other in zip(ours, collate([theirs[index] for index in order]), strict=True):
@@ -286,3 +289,35 @@ def test_no_maps(environment, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("NUPLAN_MAPS_ROOT", str(tmp_path))
     assert main(["prepare", str(tmp_path / "out"), "agent=ego_status_mlp_agent", *SPLIT]) == 1
     assert f"NUPLAN_MAPS_ROOT={tmp_path} holds no nuplan-maps-v1.0.json" in capsys.readouterr().err
+
+
+def test_a_tree_of_navsim_1(navsim_tree, raw_data, tmp_path):
+    """Its loader has another name for the folder of the sensors; no weights are at hand."""
+    fork = tmp_path / "fork"
+    shutil.copytree(navsim_tree / "navsim", fork / "navsim")
+    loader = fork / "navsim/common/dataloader.py"
+    first = loader.read_text().replace("original_sensor_path: Path", "sensor_blobs_path: Path")
+    first = first.replace("= original_sensor_path", "= sensor_blobs_path")
+    assert "sensor_blobs_path: Path," in first and first != loader.read_text()
+    loader.write_text(first)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "convoy.commands",
+            "prepare",
+            str(tmp_path / "out"),
+            "agent=transfuser_agent",
+            f"sensor_blobs_path={raw_data.root}/sensor_blobs/mini",
+            "--workers=1",
+            *SPLIT,
+        ],
+        env=os.environ
+        | raw_data.environment
+        | {"NAVSIM_DEVKIT_ROOT": str(fork), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the agent itself cannot be built here" in done.stderr
+    assert load_manifest(tmp_path / "out").samples == raw_data.samples

@@ -114,11 +114,11 @@ def _info(args: argparse.Namespace, manifest: Manifest) -> int:
 
 
 def _verify(args: argparse.Namespace, manifest: Manifest) -> int:
-    from convoy.data.verify import strangers, verify
+    from convoy.data.verify import unknown_files, verify
 
     with progress("bytes", manifest.bytes) as shown:
         damaged = verify(args.path, manifest, shown.advance)
-    unknown = strangers(args.path, manifest)
+    unknown = unknown_files(args.path, manifest)
     if args.json:
         problems = [{"file": str(damage.path), "problem": damage.problem} for damage in damaged]
         print(
@@ -156,7 +156,7 @@ def _list(args: argparse.Namespace, manifest: Manifest) -> int:
         else:
             print("\n".join(f"{log}/{token}" for log in args.logs for token in tokens[log]))
         return ExitCode.FINISHED
-    rows = []
+    rows: list[dict[str, Any]] = []
     for log in manifest.logs:
         shards = [shard for shard in manifest.shards if shard.log == log]
         samples, left_out = sum(len(s.tokens) for s in shards), sum(len(s.failures) for s in shards)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from convoy import config
 from convoy.errors import ConvoyError, ExitCode
-from convoy.launch import network
+from convoy.launch import network, vitals
 from convoy.launch.agent import run_torchrun
 from convoy.launch.interface import choose_interface
 from convoy.launch.signals import looked_for
@@ -51,12 +51,12 @@ def _run_ranks(run: RunDirectory, launch: Launch, address: str, overrides: Seque
         node_state.write(run, launch.start, state)
 
     def asked() -> int:
-        return stop_request.read(run, launch.start) if launch.is_host else 0
+        return stop_request.read(run, launch.start, state.began) if launch.is_host else 0
 
     code = int(ExitCode.FAILED)
     try:
         arguments = [*torchrun_arguments(launch, address, run.root), "--", *overrides]
-        with looked_for(asked):
+        with vitals.sampled(run.node_vitals(launch.host)), looked_for(asked):
             failed = run_torchrun(arguments, launch, run, told)
         code = ExitCode.FINISHED if failed is None else failed.exit_code
         # A job's batch script reports for all nodes at its end.

@@ -1,6 +1,6 @@
 """`events.jsonl`: one line per thing that happened to a run, over all of its starts.
 
-A line is a JSON object with `time` (seconds since 1970), `event`, `host`, and the facts of that
+A line is a JSON object with `time` (seconds since 1970), `kind`, `host`, and the facts of that
 event. Standard library only: the launch and host tools write and read it too.
 """
 
@@ -14,14 +14,13 @@ from typing import Any
 
 from convoy.run.layout import RunDirectory
 
-# start, resume, signal, checkpoint, checkpoint-failed, fallback, validation, stuck, memory, stop,
-# failure, finish: written by the training. The launch adds its own (restart, requeue, lost-node,
-# excluded-node, preflight): any word is an event.
+# Kinds that the training writes: start, takeover, resume, checkpoint, checkpoint_failed, signal,
+# stuck, memory, stop, failure, finish. The launch adds its own (requeue, lost_node and so on).
 
 
-def record(run: RunDirectory, event: str, **facts: Any) -> None:
+def record(run: RunDirectory, kind: str, **facts: Any) -> None:
     """Append one line. Never raises: a full disk must not end what it would have told of."""
-    entry = {"time": round(time.time(), 3), "event": event, "host": socket.gethostname(), **facts}
+    entry = {"time": round(time.time(), 3), "kind": kind, "host": socket.gethostname(), **facts}
     line = json.dumps(entry, default=str) + "\n"
     with contextlib.suppress(OSError):
         descriptor = os.open(run.events, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
@@ -47,6 +46,6 @@ def read(run: RunDirectory) -> list[dict[str, Any]]:
     for line in lines:
         with contextlib.suppress(ValueError):
             entry = json.loads(line)
-            if isinstance(entry, dict) and "event" in entry:
+            if isinstance(entry, dict) and "kind" in entry:
                 found.append(entry)
     return found

@@ -48,11 +48,6 @@ class RunDirectory:
         """Those that are there, newest first."""
         return sorted(self.checkpoints.glob("step-*.ckpt"), reverse=True)
 
-    @property
-    def events(self) -> Path:
-        """One line of JSON per start, stop, signal, checkpoint and so on, over all starts."""
-        return self.root / "events.jsonl"
-
     def owner(self, number: int) -> Path:
         """Who writes to the run: the highest number does. See `convoy.run.lock`."""
         return self.root / f"owner-{number}.json"
@@ -117,3 +112,42 @@ class RunDirectory:
     @property
     def tensorboard(self) -> Path:
         return self.root / "tensorboard"
+
+    @property
+    def events(self) -> Path:
+        """One line of JSON per event: start, checkpoint, signal, stop."""
+        return self.root / "events.jsonl"
+
+    @property
+    def prediction(self) -> Path:
+        """What `convoy plan` forecast when it submitted the run, as JSON."""
+        return self.root / "prediction.json"
+
+    @property
+    def vitals(self) -> Path:
+        """One `<host>.jsonl` per node: its memory and GPUs, every few seconds."""
+        return self.root / "vitals"
+
+    def node_vitals(self, host: str) -> Path:
+        return self.vitals / f"{host}.jsonl"
+
+    @property
+    def paces(self) -> Path:
+        """One `rank-<rank>.json` per rank: how long its steps take."""
+        return self.root / "paces"
+
+    def rank_pace(self, rank: int) -> Path:
+        return self.paces / f"rank-{rank:03d}.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def report_picture(self) -> Path:
+        return self.root / "report.png"
+
+    @property
+    def trajectories(self) -> Path:
+        """A picture of predicted trajectories of held-out samples."""
+        return self.root / "trajectories.png"

@@ -46,16 +46,18 @@ class StopRequest:
         self.ask(number)
 
 
-def ask(run: RunDirectory, start: str, number: int = signal.SIGUSR1) -> None:
-    """Ask the ranks of one start to save and stop. Raises OSError where that cannot be written."""
+def ask(run: RunDirectory, number: int = signal.SIGUSR1, start: str | None = None) -> None:
+    """Ask the ranks of `start`, or of whichever runs now, to save and stop. Raises OSError where
+    that cannot be written."""
     request = {"start": start, "signal": int(number), "time": time.time()}
     write_text(run.stop_request, json.dumps(request) + "\n")
 
 
-def read(run: RunDirectory, start: str) -> int:
-    """The signal's number, 0 where nobody asked this start."""
+def read(run: RunDirectory, start: str, since: float) -> int:
+    """The signal's number, 0 where nobody asked `start`, which began at the time `since`."""
     try:
         request = json.loads(run.stop_request.read_text())
-        return int(request["signal"]) if request["start"] == start else 0
+        named, asked, number = request["start"], float(request["time"]), int(request["signal"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0
+    return number if named == start or (named is None and asked >= since) else 0

@@ -38,6 +38,7 @@ from convoy.training.resume import choose_checkpoint
 from convoy.training.safe_points import SafePoints
 from convoy.training.start import Start, started
 from convoy.training.trainer import build_trainer, device, require_accelerator
+from convoy.training.weights import load_weights
 
 logger = logging.getLogger("convoy")
 
@@ -69,8 +70,11 @@ def train(settings: Settings, topology: Topology, request: StopRequest) -> None:
 def _train(settings: Settings, start: Start, control: Control, request: StopRequest) -> None:
     config, run, topology = settings.config, start.run, start.topology
     logs.write_to(run, topology)
+    for note in settings.notes:
+        logger.info(note)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     agent = build_agent(config.agent)
+    load_weights(agent, config.agent)
     builders = _builders(agent)
     calls = AgentCalls(agent)
     data = control.on_rank_zero(lambda: _find_data(settings, builders))
@@ -119,7 +123,7 @@ def _train(settings: Settings, start: Start, control: Control, request: StopRequ
 def _require_one_configuration(config: DictConfig, topology: Topology, control: Control) -> None:
     entries = control.gather((topology.host, OmegaConf.to_container(config)))
     for rank, (host, other) in enumerate(entries):
-        changed = differences(OmegaConf.create(entries[0][1]), OmegaConf.create(other))
+        changed = differences(DictConfig(entries[0][1]), DictConfig(other))
         if changed:
             shown = "; ".join(
                 f"{key}: {first!r} and {own!r}" for key, (first, own) in list(changed.items())[:4]
@@ -145,7 +149,7 @@ def _log_start(run: RunDirectory, settings: Settings, topology: Topology) -> Non
     )
 
 
-def _builders(agent: TrainableAgent) -> Builders:
+def _builders(agent: object) -> Builders:
     if not isinstance(agent, TrainableAgent):
         lacking = [
             name
@@ -156,10 +160,7 @@ def _builders(agent: TrainableAgent) -> Builders:
             f"{type(agent).__name__} cannot be trained: it has no {', '.join(lacking)}."
         )
     try:
-        return Builders(
-            tuple(builder.get_unique_name() for builder in agent.get_feature_builders()),
-            tuple(builder.get_unique_name() for builder in agent.get_target_builders()),
-        )
+        return Builders.of(agent)
     except NotImplementedError as error:
         raise ConvoyError(f"{type(agent).__name__} cannot be trained: {error}") from error
 

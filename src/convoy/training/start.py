@@ -32,10 +32,10 @@ class Start:
     topology: Topology
     lock: RunLock | None
 
-    def record(self, event: str, **facts: Any) -> None:
+    def record(self, kind: str, **facts: Any) -> None:
         """Write one line of events.jsonl: on rank 0, which speaks for all."""
         if self.topology.is_rank_zero:
-            events.record(self.run, event, start=self.topology.start, **facts)
+            events.record(self.run, kind, start=self.topology.start, **facts)
 
     def require_owned(self) -> None:
         """Raise LostRun on rank 0 when another start has taken the run over."""

@@ -10,7 +10,10 @@ TWO_NODES = Topology.planned(2, 4)
 
 
 def load(*overrides, topology=TWO_NODES):
-    return config.load(overrides, topology, tree.config_directory())
+    """With Convoy's own agent where none is named: NAVSIM's default needs NAVSIM's tree."""
+    named = any(override.startswith("agent=") for override in overrides)
+    own = () if named else ("agent=bev_fusion_agent",)
+    return config.load([*own, *overrides], topology, tree.config_directory())
 
 
 @pytest.fixture
@@ -46,21 +49,6 @@ def test_navsims_documented_command_line_ports(cache, foreign_tree):
     assert settings.config.agent._target_ == "navsim.agents.foreign_agent.ForeignAgent"
     assert settings.config.global_batch == 16 * 8
     assert settings.config.train_test_split == "navtrain"
-
-
-def test_every_key_of_navsims_training_is_known(navsim_tree):
-    """Convoy has each key of NAVSIM's `dataloader` and `trainer` nodes, with its default where it
-    is not derived."""
-    theirs = OmegaConf.load(
-        navsim_tree / "navsim/planning/script/config/training/default_training.yaml"
-    )
-    ours = OmegaConf.load(config.CONF / "train.yaml")
-    derived = {"num_nodes", "accumulate_grad_batches", "default_root_dir"}
-    for node in ("dataloader", "trainer"):
-        for key, value in OmegaConf.to_container(theirs[node].params, resolve=False).items():
-            assert key in ours[node].params, key
-            if key not in derived:
-                assert ours[node].params[key] == value, key
 
 
 def test_all_navsim_agents_are_found(navsim_tree):
