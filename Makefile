@@ -18,6 +18,10 @@ ARGS ?=
 SUBMIT ?=
 CLUSTER ?=
 
+# Of `make chaos`.
+ROUNDS ?= 20
+CHAOS ?=
+
 # Of `make image` and `make docker`; the empty ones say: as the recipe has it.
 SIF ?= build/convoy.sif
 BASE ?=
@@ -82,6 +86,10 @@ cluster-up:  ## start a SLURM cluster in Docker containers [CLUSTER='--nodes 4']
 .PHONY: cluster-down
 cluster-down:  ## remove it, its /scratch too
 	@$(PYTHON) testbed/cluster.py down
+
+.PHONY: chaos
+chaos:  ## faults at random moments on that cluster, ROUNDS of each [CHAOS='--seed 1']
+	@$(PYTHON) testbed/chaos.py --image '$(SIF)' --rounds $(ROUNDS) $(CHAOS)
 
 .PHONY: check
 check: venv  ## check the sources: ruff, mypy, shellcheck, codespell

@@ -1,4 +1,4 @@
-"""`convoy verdict`: what a person reads, what the batch script acts on, and what the run records."""
+"""`convoy verdict`: what a person reads, what the batch script does, and what the run records."""
 
 import json
 
@@ -44,7 +44,7 @@ def test_a_lost_node_is_named_not_the_rank_that_noticed(ended):
     assert said.splitlines()[0].startswith("convoy: gl006 went away")
     assert "failed first" not in said
     recorded = events.read(ended.run)[1:]
-    assert [entry["event"] for entry in recorded] == ["lost-node", "excluded-node", "requeue"]
+    assert [entry["kind"] for entry in recorded] == ["lost_node", "excluded_node", "requeue"]
     assert recorded[1]["node"] == "gl006" and recorded[1]["until"] > recorded[1]["time"]
     assert recorded[2]["step"] == 40
 
@@ -58,7 +58,7 @@ def test_a_killed_rank_is_started_again_until_that_leads_nowhere(ended):
     answer, said = ended("--status=1", "--answering=gl001\ngl006")
     assert answer == ["end", "1"]
     assert "3 starts in a row ended at step 40" in said
-    assert [entry["event"] for entry in events.read(ended.run)][1:] == ["restart", "restart", "end"]
+    assert [entry["kind"] for entry in events.read(ended.run)][1:] == ["restart", "restart", "end"]
 
 
 def test_a_stop_before_the_time_limit_is_requeued(ended):

@@ -61,8 +61,8 @@ def test_what_follows(ended, job, asked, action, code, excluded):
     assert set(decision.fresh) <= set(ended.nodes)
 
 
-def before(*steps: int, event: str = "restart") -> list[dict[str, object]]:
-    return [{"event": event, "step": step} for step in steps]
+def before(*steps: int, kind: str = "restart") -> list[dict[str, object]]:
+    return [{"kind": kind, "step": step} for step in steps]
 
 
 @pytest.mark.parametrize("ended", [STOPPED, KILLED, LOST, UNFIT])
@@ -75,14 +75,14 @@ def test_no_progress_over_several_starts_ends(ended):
 
 
 def test_progress_starts_the_count_anew():
-    history = before(10, 10, 12, 14, 15, event="requeue")
+    history = before(10, 10, 12, 14, 15, kind="requeue")
     assert decide(STOPPED, 75, RUNNING, True, 16, history).action is Action.REQUEUE
 
 
 def test_an_exclusion_runs_out():
     events = [
-        {"event": "excluded-node", "node": "gl001", "until": 100.0},
-        {"event": "excluded-node", "node": "gl006", "until": 300.0},
+        {"kind": "excluded_node", "node": "gl001", "until": 100.0},
+        {"kind": "excluded_node", "node": "gl006", "until": 300.0},
     ]
     job = Job("RUNNING", True, ("gl001", "gl006", "gl099"))
     assert still_excluded(events, job, now=200.0) == ("gl006", "gl099")

@@ -38,14 +38,14 @@ def run(args: argparse.Namespace) -> int:
     answering = None if args.answering is None else args.answering.split()
     ended = outcome(args.status, failures, hosts, states, answering)
     past = events.read(directory)
-    step = max((entry["step"] for entry in past if entry["event"] == "checkpoint"), default=0)
+    step = max((entry["step"] for entry in past if entry["kind"] == "checkpoint"), default=0)
     job = Job.from_text(args.job)
     decision = decide(ended, args.status, job, bool(args.asked), step, past)
 
-    if ended.kind in (Kind.LOST, Kind.UNFIT) or not failures:
-        print(f"convoy: {ended.reason}.", file=sys.stderr)
-    if failures and ended.kind not in (Kind.LOST, Kind.STOPPED):
+    if ended.is_of_a_rank and failures:
         print(verdict.report(failures, directory), file=sys.stderr)
+    else:
+        print(f"convoy: {ended.reason}.", file=sys.stderr)
     if decision.reason:
         print(f"launch: {decision.reason}", file=sys.stderr)
     _record(directory, agreement.start, ended, decision, step)
@@ -58,11 +58,11 @@ def _record(
 ) -> None:
     if ended.kind is Kind.LOST:
         for node in ended.nodes:
-            events.record(directory, "lost-node", start=start, node=node)
+            events.record(directory, "lost_node", start=start, node=node)
     until = time.time() + HOURS_EXCLUDED * 3600
     for node in decision.fresh:
         events.record(
-            directory, "excluded-node", start=start, node=node, until=until, reason=ended.reason
+            directory, "excluded_node", start=start, node=node, until=until, reason=ended.reason
         )
     word = {Action.AGAIN: "restart", Action.REQUEUE: "requeue", Action.END: "end"}[decision.action]
     events.record(directory, word, start=start, step=step, outcome=ended.kind, reason=ended.reason)

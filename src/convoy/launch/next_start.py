@@ -77,7 +77,7 @@ def decide(
         return Decision(
             Action.END, f"SLURM is ending the job ({job.state}): it decides what follows", code
         )
-    before = [entry for entry in events if entry["event"] in ("restart", "requeue")]
+    before = [entry for entry in events if entry["kind"] in ("restart", "requeue")]
     stalled = 1
     for entry in reversed(before):
         if entry.get("step") != step:
@@ -108,6 +108,6 @@ def still_excluded(events: Sequence[Mapping[str, Any]], job: Job, now: float) ->
     """The job's excluded nodes, but for those that this run excluded and whose time is over."""
     until: dict[str, float] = {}
     for entry in events:
-        if entry["event"] == "excluded-node":
+        if entry["kind"] == "excluded_node":
             until[entry["node"]] = entry["until"]
     return tuple(host for host in job.excluded if until.get(host, now + 1) > now)

@@ -13,6 +13,7 @@ from convoy.errors import ConvoyError, ExitCode
 from convoy.launch import network, vitals
 from convoy.launch.agent import run_torchrun
 from convoy.launch.interface import choose_interface
+from convoy.launch.preflight import preflight
 from convoy.launch.signals import looked_for
 from convoy.launch.torchrun import LOOPBACK, rendezvous_endpoint, torchrun_arguments
 from convoy.navsim import tree
@@ -55,6 +56,9 @@ def _run_ranks(run: RunDirectory, launch: Launch, address: str, overrides: Seque
 
     code = int(ExitCode.FAILED)
     try:
+        if launch.kind == "job" and (problem := preflight(run)):
+            state, code = replace(state, problem=problem), int(ExitCode.PREFLIGHT)
+            return code
         arguments = [*torchrun_arguments(launch, address, run.root), "--", *overrides]
         with vitals.sampled(run.node_vitals(launch.host)), looked_for(asked):
             failed = run_torchrun(arguments, launch, run, told)

@@ -28,11 +28,16 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """`nodes` are those that went or are unfit; `reason` says it in words."""
+    """`nodes` are those that it is about: lost, unfit, or without their launcher; none where it is
+    about a rank. `reason` says it in words."""
 
     kind: Kind
     reason: str
     nodes: tuple[str, ...] = ()
+
+    @property
+    def is_of_a_rank(self) -> bool:
+        return self.kind in (Kind.KILLED, Kind.FAILED) and not self.nodes
 
 
 def outcome(
