@@ -95,7 +95,7 @@ def test_a_run_that_cannot_be_gone_on_with(testbed, submit):
     progress = RunProgress("1-0", 40, 400, 3, 1.0, 9.1, 108000.0, 1e9)
     said = json.dumps(asdict(progress))
     files = (
-        f"mkdir -p {folder}; echo 'seed: 7' > {folder}/config.yaml; "
+        f"mkdir -p {folder}; printf 'seed: 7\\nrun_dir: x\\n' > {folder}/config.yaml; "
         f"echo '{said}' > {folder}/progress.json"
     )
     made = testbed.run("bash", "-c", files)
