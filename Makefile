@@ -25,12 +25,13 @@ CA ?=
 APT_MIRROR ?=
 EXTRA ?=
 WEIGHTS ?=
+COMPAT ?=
 DOCKER ?= docker
 DOCKER_FLAGS ?=
 IMAGE_VARIANT = $(if $(filter auto,$(VARIANT)),cuda,$(VARIANT))
 IMAGE_OPTIONS = --variant $(IMAGE_VARIANT) $(if $(BASE),--base '$(BASE)') $(if $(CA),--ca '$(CA)') \
 	$(if $(APT_MIRROR),--apt-mirror '$(APT_MIRROR)') $(if $(EXTRA),--extra '$(EXTRA)') \
-	$(if $(WEIGHTS),--weights '$(WEIGHTS)')
+	$(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(COMPAT),--compat '$(COMPAT)')
 
 .PHONY: help
 help:  ## list the targets
@@ -54,7 +55,7 @@ navsim: venv  ## check out NAVSIM and nuplan-devkit at their pinned commits: bui
 	@.venv/bin/python image/checkout.py build
 
 .PHONY: image
-image:  ## build the Apptainer image build/convoy.sif [BASE= CA= APT_MIRROR= EXTRA= WEIGHTS=]
+image:  ## build the Apptainer image build/convoy.sif [BASE= CA= APT_MIRROR= EXTRA= WEIGHTS= COMPAT=]
 	@$(PYTHON) image/build_image.py apptainer $(IMAGE_OPTIONS) --output '$(SIF)'
 
 .PHONY: image-reproducible

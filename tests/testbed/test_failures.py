@@ -101,7 +101,7 @@ def test_a_busy_port(testbed):
 def test_a_greeting_of_the_site_does_no_harm(testbed):
     """A TaskProlog may print on the output of every task, that of the rendezvous step too."""
     greeting = "echo 'print Welcome; CONVOY_RUN_DIR=/tmp'; printf 'print no end of line'"
-    made = f"printf '#!/bin/sh\\n%s\\n' \"$1\" > /scratch/greet; chmod 755 /scratch/greet"
+    made = "printf '#!/bin/sh\\n%s\\n' \"$1\" > /scratch/greet; chmod 755 /scratch/greet"
     assert testbed.run("bash", "-c", made, "bash", greeting).code == 0
     job = testbed.sbatch(TWO, *SHORT, environment={"SLURM_TASK_PROLOG": "/scratch/greet"})
     assert job.code == 0, job.log
