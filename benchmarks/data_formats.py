@@ -354,7 +354,10 @@ def main() -> None:
         },
         "versions": {side[0]: importlib.metadata.version(side[0]) for side in installed.values()},
     }
-    title = f"samples/s of random batches of {BATCH} x {len(records[0]) / 1e3:.0f} kB, {count} samples, {THREADS} threads"
+    title = (
+        f"samples/s of random batches of {BATCH} x {len(records[0]) / 1e3:.0f} kB, "
+        f"{count} samples, {THREADS} threads"
+    )
     columns = (
         "",
         "page cache warm",

@@ -110,7 +110,10 @@ def main() -> None:
         "median_s": medians,
         "manifest_bytes": size,
     }
-    title = f"seconds to index {args.samples} samples of {LOGS} logs, directory entries in memory ({args.rounds} rounds)"
+    title = (
+        f"seconds to index {args.samples} samples of {LOGS} logs, "
+        f"directory entries in memory ({args.rounds} rounds)"
+    )
     print_report(title, ("", "median", "least", "most"), rows, record, args.json)
 
 

@@ -128,7 +128,10 @@ def test_again_does_only_what_is_missing(ego_cache, out, capsys):
 
 def command(out, cache, *arguments):
     # torch is slow to import; in one line, the program says when it begins to pack.
-    code = "import sys; from convoy.commands.__main__ import main; import convoy.data.prepare.run; sys.exit(main(sys.argv[1:]))"
+    code = (
+        "import sys; from convoy.commands.__main__ import main; "
+        "import convoy.data.prepare.run; sys.exit(main(sys.argv[1:]))"
+    )
     return [
         sys.executable,
         "-c",

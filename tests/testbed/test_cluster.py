@@ -38,7 +38,10 @@ def test_settings_reach_slurm_conf(program):
         accounting=False,
     )
     lines = program.slurm_conf(cluster).splitlines()
-    nodes = "NodeName=a1,b2 SocketsPerBoard=2 CoresPerSocket=4 ThreadsPerCore=1 RealMemory=16384 Gres=gpu:l40s:2"
+    nodes = (
+        "NodeName=a1,b2 SocketsPerBoard=2 CoresPerSocket=4 ThreadsPerCore=1 RealMemory=16384 "
+        "Gres=gpu:l40s:2"
+    )
     assert f"{nodes} State=UNKNOWN" in lines and "NodeName=c3 State=DOWN" in lines
     assert [line for line in lines if line.startswith("KillWait")] == ["KillWait=3"]
     assert "PartitionName=one Nodes=ALL Default=YES MaxTime=2-00:00:00 State=UP" in lines

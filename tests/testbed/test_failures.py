@@ -135,11 +135,8 @@ def test_a_wrong_partition_is_refused_by_sbatch(testbed):
 
 
 def test_from_another_folder(testbed):
-    done = testbed.run(
-        "bash",
-        "-c",
-        f'script=$PWD/{TWO}; cd /scratch && sbatch --wait --output=away.log "$script"; cat away.log',
-    )
+    submit = 'cd /scratch && sbatch --wait --output=away.log "$script"; cat away.log'
+    done = testbed.run("bash", "-c", f"script=$PWD/{TWO}; {submit}")
     assert done.code == 0
     assert (
         "convoy: /scratch/slurm/launch.sh is not there: submit from Convoy's checkout, or set "

@@ -100,7 +100,7 @@ def train(settings: Settings, topology: Topology) -> None:
 def _require_one_configuration(config: DictConfig, topology: Topology, control: Control) -> None:
     entries = control.gather((topology.host, OmegaConf.to_container(config)))
     for rank, (host, other) in enumerate(entries):
-        changed = differences(OmegaConf.create(entries[0][1]), OmegaConf.create(other))
+        changed = differences(DictConfig(entries[0][1]), DictConfig(other))
         if changed:
             shown = "; ".join(
                 f"{key}: {first!r} and {own!r}" for key, (first, own) in list(changed.items())[:4]
@@ -136,7 +136,7 @@ def _open_run(settings: Settings, topology: Topology, control: Control) -> RunDi
     return run
 
 
-def _builders(agent: TrainableAgent) -> Builders:
+def _builders(agent: object) -> Builders:
     if not isinstance(agent, TrainableAgent):
         lacking = [
             name
