@@ -23,6 +23,8 @@ MAY_CHANGE = (
     "trainer.params.num_nodes",
     "trainer.params.accumulate_grad_batches",
     "trainer.params.max_epochs",
+    "trainer.params.max_steps",
+    "trainer.params.max_time",
     "trainer.params.log_every_n_steps",
     "dataloader.params.",
     "data.stage",
