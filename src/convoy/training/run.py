@@ -33,6 +33,7 @@ from convoy.training.module import AgentModule, NavsimMetricNames
 from convoy.training.process_group import Control, process_group
 from convoy.training.progress import ProgressReport
 from convoy.training.randomness import Randomness
+from convoy.training.refusals import explained
 from convoy.training.rehearsal import SAMPLES, Rehearsal, rehearse
 from convoy.training.resume import choose_checkpoint
 from convoy.training.safe_points import SafePoints
@@ -112,7 +113,8 @@ def _train(settings: Settings, start: Start, control: Control, request: StopRequ
     if resume is not None:
         logger.info("going on from %s", resume)
         start.record("resume", file=resume.name)
-    trainer.fit(module, datamodule=datamodule, ckpt_path=resume)
+    with explained():
+        trainer.fit(module, datamodule=datamodule, ckpt_path=resume)
     if progress.steps == 0 and run.results.is_file():
         logger.info("finished before: results in %s", run.results)
         return
