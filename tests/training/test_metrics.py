@@ -27,6 +27,8 @@ def test_velocity_is_found_in_both_layouts_of_navsim():
     ego_status = torch.tensor([[7.0, 0.5, -1.0, 0.1, 0, 1, 0, 0]])
     assert ego_velocity({"status_feature": status}).tolist() == [[7.0, 0.5]]
     assert ego_velocity({"ego_status": ego_status}).tolist() == [[7.0, 0.5]]
+    assert ego_velocity({"status_feature": [status, status + 1]}).tolist() == [[7.0, 0.5]]  # GTRS
+    assert ego_velocity({"status_feature": []}) is None
     assert ego_velocity({"camera_feature": status}) is None
 
 

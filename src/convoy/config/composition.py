@@ -43,8 +43,7 @@ def compose(words: Sequence[str], navsim_groups: Path | None) -> DictConfig:
             config.merge_with(asked.groups)
             if asked.config_name is not None:
                 _settle(config, asked)
-            raw = OmegaConf.to_container(config, resolve=False)
-            if raw["cache_path"] == _CACHE and not os.environ.get("NAVSIM_EXP_ROOT"):
+            if _raw(config, "cache_path") == _CACHE and not os.environ.get("NAVSIM_EXP_ROOT"):
                 config.cache_path = None
         OmegaConf.resolve(config)
     except MissingConfigException as error:
@@ -87,7 +86,7 @@ def flat_keys(config: DictConfig) -> Iterator[str]:
     for key in config:
         yield str(key)
         if not OmegaConf.is_missing(config, key) and isinstance(config[key], DictConfig):
-            yield from (f"{key}.{below}" for below in flat_keys(config[key]))
+            yield from (f"{key!s}.{below}" for below in flat_keys(config[key]))
 
 
 def _composed(asked: Arguments, navsim_groups: Path | None) -> DictConfig:
@@ -185,7 +184,7 @@ def _settle(config: DictConfig, asked: Arguments) -> None:
         node = OmegaConf.select(config, above) if above else config
         if key in asked.keys or node is None or leaf not in node:
             continue
-        if OmegaConf.to_container(node, resolve=False)[leaf] == theirs:
+        if _raw(node, leaf) == theirs:
             node[leaf] = ours
     if "agent" in config:
         OmegaConf.resolve(config.agent)
@@ -194,6 +193,13 @@ def _settle(config: DictConfig, asked: Arguments) -> None:
             OmegaConf.to_container(OmegaConf.masked_copy(config, name), resolve=True)
         except OmegaConfBaseException:
             del config[name]  # it leads to what only NAVSIM's caching or scoring has
+
+
+def _raw(node: DictConfig, name: str) -> Any:
+    """A value as its YAML has it, interpolations and all."""
+    values = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(values, dict)
+    return values[name]
 
 
 @functools.cache
