@@ -198,6 +198,17 @@ class FiniteCheck:
 class NavsimMetricNames(pl.Callback):
     """Comes first among the callbacks, so that the others find the means of the epoch that ends."""
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse a scheduler that would leave each rank with a learning rate of its own."""
+        for scheduler in trainer.lr_scheduler_configs if trainer.world_size > 1 else ():
+            of_a_step = scheduler.interval == "step" and scheduler.reduce_on_plateau
+            if of_a_step and str(scheduler.monitor).startswith("train/"):
+                raise ConvoyError(
+                    f"The agent's scheduler follows {scheduler.monitor} at every step, which is "
+                    "each rank's own: their learning rates would part. Let it follow "
+                    "train/loss_epoch with interval=epoch, or val/loss."
+                )
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, AgentModule)
         pl_module.show_training_means()
