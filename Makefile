@@ -68,8 +68,8 @@ docker:  ## build its Docker twin convoy:cuda or convoy:cpu [DOCKER_FLAGS='--net
 
 .PHONY: shell
 shell:  ## open a shell in the Apptainer image, with this checkout's src/ over the installed package
-	@apptainer exec --bind '$(CURDIR)/src:/opt/convoy/src' $(if $(NAVSIM_DEVKIT_ROOT),--bind \
-		'$(NAVSIM_DEVKIT_ROOT):/opt/navsim' --env NAVSIM_DEVKIT_ROOT=/opt/navsim) '$(SIF)' bash
+	@apptainer exec --mount 'type=bind,"source=$(CURDIR)/src",destination=/opt/convoy/src' \
+		$(if $(NAVSIM_DEVKIT_ROOT),--bind '$(NAVSIM_DEVKIT_ROOT):/opt/navsim' --env NAVSIM_DEVKIT_ROOT=/opt/navsim) '$(SIF)' bash
 
 .PHONY: submit
 submit:  ## check a training and submit it: NODES=2 ARGS='agent=… cache_path=… global_batch=176' [SUBMIT='--time 24:00:00']
