@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from convoy.config import differences
+from convoy.config.navsim_defaults import NO_EFFECT
 from convoy.errors import ConvoyError
 from convoy.run.atomic import write_text
 from convoy.run.layout import RunDirectory
@@ -15,6 +16,9 @@ from convoy.topology import Topology
 # What may change from one start of a run to the next: where and how fast it runs and how long, not
 # what it computes.
 MAY_CHANGE = (
+    *NO_EFFECT,
+    "train_test_split",
+    "worker",
     "run_dir",
     "output_dir",
     "trainer.params.default_root_dir",
