@@ -19,5 +19,6 @@ def test_a_scheduler_that_would_part_the_ranks_is_refused():
     with pytest.raises(ConvoyError, match="follows train/loss at every step.*interval=epoch"):
         start(trainer("train/loss"), None)
     start(trainer("train/loss_epoch", interval="epoch"), None)
+    start(trainer("train/loss_epoch"), None)
     start(trainer("val/loss"), None)
     start(trainer("train/loss", world_size=1), None)

@@ -202,7 +202,8 @@ class NavsimMetricNames(pl.Callback):
         """Refuse a scheduler that would leave each rank with a learning rate of its own."""
         for scheduler in trainer.lr_scheduler_configs if trainer.world_size > 1 else ():
             of_a_step = scheduler.interval == "step" and scheduler.reduce_on_plateau
-            if of_a_step and str(scheduler.monitor).startswith("train/"):
+            monitor = str(scheduler.monitor)
+            if of_a_step and monitor.startswith("train/") and not monitor.endswith("_epoch"):
                 raise ConvoyError(
                     f"The agent's scheduler follows {scheduler.monitor} at every step, which is "
                     "each rank's own: their learning rates would part. Let it follow "
