@@ -69,9 +69,8 @@ def check_out(source: Source, folder: Path) -> None:
 
 
 def clone(source: Source, folder: Path) -> None:
-    unfinished = folder.with_name(
-        f"{folder.name}.unfinished"
-    )  # what an interrupted clone leaves is no checkout
+    # What an interrupted clone leaves is no checkout.
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         git("clone", "--quiet", "--filter=blob:none", "--no-checkout", source.url, unfinished)

@@ -207,10 +207,11 @@ def require_unique_tokens(shards: Sequence[Shard]) -> None:
 
 
 def _schema(layout: Layout) -> dict[tuple[str, str], str]:
+    # Shapes may differ between logs; a batch of differing shapes is refused by the loader.
     return {
         (entry.builder, entry.name): f"{entry.dtype} with {entry.ndim} dimension(s)"
         for entry in layout.fields
-    }  # shapes may differ between logs; a batch of differing shapes is refused by the loader
+    }
 
 
 def _parse(content: Any, path: Path) -> Manifest:

@@ -93,11 +93,12 @@ class TaskBoard:
             for sign, age in _signs(self._folder)
         }
         waited = now - (self._folder / "missing.json").stat().st_mtime
+        # A container may take minutes to start.
         return [
             number
             for number in range(self.task.count)
             if not seen.get(number, waited < 4 * SILENCE)
-        ]  # a container may take minutes to start
+        ]
 
     def remove(self) -> None:
         """Forget all starts; for when everything is done."""
