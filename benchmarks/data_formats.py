@@ -45,13 +45,7 @@ Reader = Callable[[np.ndarray], None]  # goes through the data set once, in the 
 Opener = Callable[[], Reader]
 PLAIN = "Convoy's reader"
 # A training has these anyway.
-PROVIDED = {
-    "numpy",
-    "torch",
-    "torchvision",
-    "pytorch-lightning",
-    "lightning",
-}
+PROVIDED = {"numpy", "torch", "torchvision", "pytorch-lightning", "lightning"}
 
 
 def convoy(folder: Path, samples: list[Any], count: int) -> Opener:
