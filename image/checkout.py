@@ -69,7 +69,7 @@ def check_out(source: Source, folder: Path) -> None:
 
 
 def clone(source: Source, folder: Path) -> None:
-    # What an interrupted clone leaves is no checkout.
+    # What an interrupted clone leaves is not a checkout.
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:

@@ -216,7 +216,9 @@ def _schema(layout: Layout) -> dict[tuple[str, str], str]:
 
 def _parse(content: Any, path: Path) -> Manifest:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ConvoyError(f"{path} is no manifest of packed shards (format {FORMAT!r} expected).")
+        raise ConvoyError(
+            f"{path} is not a manifest of packed shards (format {FORMAT!r} expected)."
+        )
     if type(content.get("version")) is not int or content["version"] not in VERSIONS:
         raise _other_version(path, content.get("version"))
     try:

@@ -106,7 +106,7 @@ class TaskBoard:
 
     def _beat(self) -> None:
         while not self._stop.wait(INTERVAL):
-            with contextlib.suppress(ConvoyError):  # a full disk is told by what writes the shards
+            with contextlib.suppress(ConvoyError):  # what writes the shards reports a full disk
                 self._write()
 
     def _write(self) -> None:
