@@ -69,8 +69,9 @@ def check_out(source: Source, folder: Path) -> None:
 
 
 def clone(source: Source, folder: Path) -> None:
-    # What an interrupted clone leaves is not a checkout.
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    unfinished = folder.with_name(
+        f"{folder.name}.unfinished"
+    )  # what an interrupted clone leaves is no checkout
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         git("clone", "--quiet", "--filter=blob:none", "--no-checkout", source.url, unfinished)
