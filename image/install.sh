@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The steps of both recipes, as root in the image: "dependencies" first, then "convoy", each with the variant.
+# The steps of both recipes, as root in the image: "dependencies" first, then "convoy", each told the variant.
 # What only the build may know lies below /run/secrets and ends up in no layer: "ca", a bundle of certificates,
 # and "mirrors", lines of NAME=VALUE (APT_MIRROR, pip's and the proxies' own variables).
 set -euo pipefail
