@@ -15,16 +15,7 @@ from convoy.synthetic.moment import Moment, Track
 from convoy.synthetic.pedestrians import Crossing, Walker
 from convoy.synthetic.roadside import park, put_cones, sample_person
 from convoy.synthetic.scene import EGO_FRONT, ROAD_HALF_WIDTH, sample_vehicle
-from convoy.synthetic.shapes import (
-    Array,
-    Box,
-    Cone,
-    Lane,
-    Light,
-    Pedestrian,
-    SignalPost,
-    Vehicle,
-)
+from convoy.synthetic.shapes import Array, Box, Cone, Lane, Light, Pedestrian, SignalPost, Vehicle
 from convoy.synthetic.signals import GREEN, STEP, Signal
 from convoy.synthetic.town import CROSSWALK_WIDTH, SPEED_LIMIT, Edge, Road, Town
 
