@@ -148,7 +148,7 @@ def _check_in_image(submission: Submission) -> None:
 
 
 def _require_estimate_of_the_run(limit: str, overrides: Sequence[str]) -> None:
-    """The limit against the run's own last report, where `run_dir` names one to go on with."""
+    """The limit against the run's own last report, where `run_dir` names one to continue."""
     named = [v for key, _, v in (o.partition("=") for o in overrides) if key == "run_dir"]
     progress = read_progress(RunDirectory(Path(named[-1]))) if named else None
     if progress is not None:

@@ -22,7 +22,7 @@ from convoy.synthetic.town import CROSSWALK_WIDTH, SPEED_LIMIT, Edge, Road, Town
 EGO_REAR = 1.1  # rear bumper behind the rear axle
 EGO_WIDTH = 2.3
 
-SIGHT = 120.0  # metres around the ego that a moment tells of
+SIGHT = 120.0  # metres around the ego that a moment describes
 
 _VEHICLES = 22
 _AHEAD = 70.0  # metres that drivers look ahead
