@@ -9,7 +9,7 @@ def test_displacement_errors_of_known_offsets():
     trajectory = torch.zeros(2, 3, 3)
     trajectory[0, :, :2] = torch.tensor([3.0, 4.0])
     trajectory[1, 2, 0] = 6.0
-    trajectory[:, :, 2] = 9.0  # heading is no displacement
+    trajectory[:, :, 2] = 9.0  # heading is not a displacement
     ade, fde = displacement_errors(trajectory, target)
     assert ade.tolist() == [5.0, 2.0] and fde.tolist() == [5.0, 6.0]
 

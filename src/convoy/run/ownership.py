@@ -94,7 +94,7 @@ def require_same_configuration(root: Path, config: DictConfig) -> None:
         raise ConvoyError(
             f"The run directory {run.root} belongs to another configuration:\n"
             + "\n".join(lines)
-            + "\nGive a new one (run_dir=/path), or the same settings to go on with that run."
+            + "\nGive a new one (run_dir=/path), or the same settings to continue that run."
         )
 
 
