@@ -178,7 +178,7 @@ def write_state(cluster: Cluster) -> None:
         (cluster.state / name).write_text(text)
 
 
-# The site file of the testbed: its GPUs are pretended, so training is told to use the CPU; a job
+# The site file of the testbed: its GPUs are pretended, so the training uses the CPU; a job
 # without arguments is a short training on what `synth /scratch/cache` wrote.
 SITE = """\
 CONVOY_BIND=/scratch

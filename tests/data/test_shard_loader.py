@@ -150,9 +150,8 @@ def test_taking_one_batch_reads_little_more_than_that(root, monkeypatch):
 
     def read(*arguments):
         reads.append(1)
-        assert len(reads) <= 4 or let_go.wait(
-            60
-        )  # what is read ahead lasts until the iterator was let go of
+        # What is read ahead lasts until the iterator was let go of.
+        assert len(reads) <= 4 or let_go.wait(60)
         return preadv(*arguments)
 
     def wait_for_readers(futures):

@@ -148,7 +148,7 @@ def test_outside_an_allocation(testbed):
     done = testbed.run("slurm/launch.sh", *SHORT)
     assert done.code == 1
     assert done.out.startswith(
-        "convoy: this is no SLURM allocation: sbatch slurm/torchrun_2node.slurm"
+        "convoy: this is not a SLURM allocation: sbatch slurm/torchrun_2node.slurm"
     )
 
 

@@ -1,5 +1,4 @@
-"""`convoy submit` on a real SLURM: what would fail after queueing is told before it, and nothing is
-queued."""
+"""`convoy submit` on a real SLURM: it reports what would fail after queueing and queues nothing."""
 
 import json
 from dataclasses import asdict
@@ -76,7 +75,7 @@ def queued(testbed) -> str:
         ),
         (("--nodes=16",), (), {}, "--nodes=16, and partition l40s_public has 4 node(s) in all"),
         ((), (), {"NAVSIM_EXP_ROOT": "/proc/exp"}, "NAVSIM_EXP_ROOT=/proc/exp cannot be"),
-        (("--time=soon",), (), {}, "--time=soon is no time of SLURM's"),
+        (("--time=soon",), (), {}, "--time=soon is not a time that SLURM knows"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

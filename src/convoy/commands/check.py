@@ -1,4 +1,4 @@
-"""`convoy check`: what can be told of a training run before anything is started. Imports no
+"""`convoy check`: what a training run would be, checked before anything is started. Imports no
 torch."""
 
 import argparse

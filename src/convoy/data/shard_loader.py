@@ -133,9 +133,8 @@ class _Plan:
     columns: tuple[Column, ...]
     form: Form
     bytes: int  # of the batch's block
-    runs: tuple[
-        tuple[int, tuple[tuple[Column, int], ...]], ...
-    ]  # offset in the record; columns and bytes of a sample
+    # Offset in the record; columns and bytes of a sample.
+    runs: tuple[tuple[int, tuple[tuple[Column, int], ...]], ...]
 
     @classmethod
     def of(cls, layout: Layout, builders: Builders, batch_size: int) -> "_Plan | None":

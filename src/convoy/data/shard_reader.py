@@ -77,9 +77,8 @@ class ShardReader:
                 self._files.move_to_end(path)
                 return file
         file = open(path, "rb", buffering=0)  # noqa: SIM115
-        os.posix_fadvise(
-            file.fileno(), 0, 0, os.POSIX_FADV_RANDOM
-        )  # no reading ahead into other records
+        # No reading ahead into other records.
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         with self._lock:
             self._files[path] = file
             if len(self._files) > self._most_files:

@@ -207,15 +207,18 @@ def require_unique_tokens(shards: Sequence[Shard]) -> None:
 
 
 def _schema(layout: Layout) -> dict[tuple[str, str], str]:
+    # Shapes may differ between logs; a batch of differing shapes is refused by the loader.
     return {
         (entry.builder, entry.name): f"{entry.dtype} with {entry.ndim} dimension(s)"
         for entry in layout.fields
-    }  # shapes may differ between logs; a batch of differing shapes is refused by the loader
+    }
 
 
 def _parse(content: Any, path: Path) -> Manifest:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ConvoyError(f"{path} is no manifest of packed shards (format {FORMAT!r} expected).")
+        raise ConvoyError(
+            f"{path} is not a manifest of packed shards (format {FORMAT!r} expected)."
+        )
     if type(content.get("version")) is not int or content["version"] not in VERSIONS:
         raise _other_version(path, content.get("version"))
     try:

@@ -101,9 +101,8 @@ class Town:
     @classmethod
     def sample(cls, rng: np.random.Generator) -> "Town":
         """Draw a town; the same generator state gives the same town."""
-        blocks = rng.uniform(
-            160.0, 190.0, 4
-        )  # from the crossing to the middle of each side of the ring
+        # From the crossing to the middle of each side of the ring.
+        blocks = rng.uniform(160.0, 190.0, 4)
         middle = Junction((0.0, 0.0), (0, 1, 2, 3))
         sides = [
             Junction(

@@ -137,7 +137,7 @@ def _write_samples(plan: _Plan, indices: range) -> int:
 
 
 def _write_sample(plan: _Plan, index: int) -> int:
-    # Imports torch, which processes that write raw data do without.
+    # Imports torch, which processes that write raw data do not need.
     from convoy.synthetic.sample import build_sample, encode
 
     directory = plan.directory(index)

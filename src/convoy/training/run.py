@@ -33,6 +33,7 @@ from convoy.training.module import AgentModule, NavsimMetricNames
 from convoy.training.process_group import Control, process_group
 from convoy.training.progress import ProgressReport
 from convoy.training.randomness import Randomness
+from convoy.training.refusals import explained
 from convoy.training.rehearsal import SAMPLES, Rehearsal, rehearse
 from convoy.training.resume import choose_checkpoint
 from convoy.training.safe_points import SafePoints
@@ -108,14 +109,17 @@ def _train(settings: Settings, start: Start, control: Control, request: StopRequ
     if config.validate_first and resume is None:
         trainer.validate(module, datamodule=datamodule, verbose=False)
         results |= _metrics(module, "_before")
+        module.validation = {}
     if resume is not None:
         logger.info("going on from %s", resume)
         start.record("resume", file=resume.name)
-    trainer.fit(module, datamodule=datamodule, ckpt_path=resume)
+    with explained():
+        trainer.fit(module, datamodule=datamodule, ckpt_path=resume)
     if progress.steps == 0 and run.results.is_file():
         logger.info("finished before: results in %s", run.results)
         return
     results |= _metrics(module, "") | {"samples_per_s": _number(progress.samples_per_second)}
+    results |= {"step": trainer.global_step, "validated_step": module.validated_step}
     if topology.is_rank_zero:
         _finish(run, results, config.data.skip_bad)
 
@@ -233,5 +237,11 @@ def _finish(run: RunDirectory, results: dict[str, Any], skip_bad: bool) -> None:
             len(skipped),
             f", listed in {run.skipped_samples}" if skipped else "",
         )
+    step, validated = results["step"], results["validated_step"]
+    if validated is None:
+        logger.info("no validation: results have no figures of the last weights, step %d", step)
+    elif validated != step:
+        logger.info("the figures are those of step %d; the last weights are of step %d",
+                    validated, step)  # fmt: skip
     write_text(run.results, json.dumps(results, indent=1) + "\n")
     logger.info("finished: results in %s", run.results)

@@ -64,7 +64,7 @@ class CacheInput:
 
     @classmethod
     def open(cls, root: Path, trusted: bool) -> "CacheInput":
-        """Raises ConvoyError when `root` is no cache."""
+        """Raises ConvoyError when `root` is not a cache."""
         if not root.is_dir():
             raise ConvoyError(
                 f"--from-cache {root} is not a directory on this machine. Is the file system "
@@ -78,7 +78,7 @@ class CacheInput:
                 if names:
                     return cls(root, tuple(names), trusted)
         raise ConvoyError(
-            f"--from-cache {root} holds no <log>/<token>/<builder>.gz: it is no feature cache."
+            f"--from-cache {root} holds no <log>/<token>/<builder>.gz: it is not a feature cache."
         )
 
     @property

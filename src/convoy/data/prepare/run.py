@@ -108,7 +108,7 @@ def prepare(
 
 @dataclass(frozen=True)
 class _Work:
-    """What every worker process is told."""
+    """What every worker process gets."""
 
     source: Input
     out: Path
@@ -159,7 +159,7 @@ def _raise(error: Exception) -> Loaded:
 
 
 def _reason(error: Exception) -> str:
-    """In one line; Convoy's own errors say it all, of others the type is told too."""
+    """In one line; Convoy's own errors say it all, of others the type is shown too."""
     text = " ".join(str(error).split())
     own = isinstance(error, (ConvoyError, NotPackable))
     return text if own else f"{type(error).__name__}: {text[:REASON]}".rstrip(": ")

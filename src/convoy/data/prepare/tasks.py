@@ -93,11 +93,12 @@ class TaskBoard:
             for sign, age in _signs(self._folder)
         }
         waited = now - (self._folder / "missing.json").stat().st_mtime
+        # A container may take minutes to start.
         return [
             number
             for number in range(self.task.count)
             if not seen.get(number, waited < 4 * SILENCE)
-        ]  # a container may take minutes to start
+        ]
 
     def remove(self) -> None:
         """Forget all starts; for when everything is done."""
@@ -105,7 +106,7 @@ class TaskBoard:
 
     def _beat(self) -> None:
         while not self._stop.wait(INTERVAL):
-            with contextlib.suppress(ConvoyError):  # a full disk is told by what writes the shards
+            with contextlib.suppress(ConvoyError):  # what writes the shards reports a full disk
                 self._write()
 
     def _write(self) -> None:
