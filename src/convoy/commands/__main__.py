@@ -43,6 +43,7 @@ COMMANDS = (
     ("watch", "convoy.commands.watch", "one job, live: why it waits, where it is, what to change"),
     ("list", "convoy.commands.list", "runs and jobs in one table"),
     ("logs", "convoy.commands.logs", "what a job or one of its ranks says"),
+    ("report", "convoy.commands.report", "a run, or several side by side, on one page"),
     ("stop", "convoy.commands.stop", "a job writes a checkpoint, then ends"),
     (
         "rendezvous",
