@@ -49,7 +49,7 @@ def _page(runs: Sequence[Story], points: int, pictures: bool) -> str:
         for chart in drawn
     ]
     data = json.dumps({"charts": shown}, separators=(",", ":"), allow_nan=False).replace(
-        "</", "<\\/"
+        "<", "\\u003c"
     )
     text = TEMPLATE.read_text().replace("@TITLE@", escape(title))
     head, _, tail = text.partition("@BODY@")

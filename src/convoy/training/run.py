@@ -33,6 +33,7 @@ from convoy.training.module import AgentModule, NavsimMetricNames
 from convoy.training.process_group import Control, process_group
 from convoy.training.progress import ProgressReport
 from convoy.training.rehearsal import SAMPLES, Rehearsal, rehearse
+from convoy.training.report import write_report
 from convoy.training.trainer import build_trainer, device, require_accelerator
 
 logger = logging.getLogger("convoy")
@@ -91,6 +92,7 @@ def train(settings: Settings, topology: Topology) -> None:
         results |= _metrics(module, "") | {"samples_per_s": _number(progress.samples_per_second)}
         if topology.is_rank_zero:
             _finish(run, results, config.data.skip_bad)
+            write_report(run, module.drawn)
 
 
 def _require_one_configuration(config: DictConfig, topology: Topology, control: Control) -> None:
