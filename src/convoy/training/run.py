@@ -35,6 +35,7 @@ from convoy.training.progress import ProgressReport
 from convoy.training.rehearsal import SAMPLES, Rehearsal, rehearse
 from convoy.training.report import write_report
 from convoy.training.trainer import build_trainer, device, require_accelerator
+from convoy.training.weights import load_weights
 
 logger = logging.getLogger("convoy")
 
@@ -58,8 +59,11 @@ def train(settings: Settings, topology: Topology) -> None:
         _require_one_configuration(config, topology, control)
         run = _open_run(settings, topology, control)
         logs.write_to(run, topology)
+        for note in settings.notes:
+            logger.info(note)
         pl.seed_everything(config.seed, workers=True, verbose=False)
         agent = build_agent(config.agent)
+        load_weights(agent, config.agent)
         builders = _builders(agent)
         calls = AgentCalls(agent)
         data = control.on_rank_zero(lambda: _find_data(settings, builders))
@@ -98,7 +102,7 @@ def train(settings: Settings, topology: Topology) -> None:
 def _require_one_configuration(config: DictConfig, topology: Topology, control: Control) -> None:
     entries = control.gather((topology.host, OmegaConf.to_container(config)))
     for rank, (host, other) in enumerate(entries):
-        changed = differences(OmegaConf.create(entries[0][1]), OmegaConf.create(other))
+        changed = differences(DictConfig(entries[0][1]), DictConfig(other))
         if changed:
             shown = "; ".join(
                 f"{key}: {first!r} and {own!r}" for key, (first, own) in list(changed.items())[:4]
@@ -134,7 +138,7 @@ def _open_run(settings: Settings, topology: Topology, control: Control) -> RunDi
     return run
 
 
-def _builders(agent: TrainableAgent) -> Builders:
+def _builders(agent: object) -> Builders:
     if not isinstance(agent, TrainableAgent):
         lacking = [
             name
