@@ -89,6 +89,7 @@ def _body(
     yield from _table(
         "Last start", [flat(run.launches[-1]) if run.launches else {} for run in runs], runs
     )
+    yield from _table("Manifest", [flat(run.manifest) for run in runs], runs)
     yield from _table("Results", [flat(run.results) for run in runs], runs)
     for run, time in zip(runs, times, strict=True):
         rows = "".join(

@@ -39,6 +39,7 @@ class Story:
     prediction: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, tuple[Point, ...]] = field(default_factory=dict)
+    manifest: Mapping[str, Any] = field(default_factory=dict)
     vitals: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)  # by host
     paces: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)  # by rank, the newest
 
@@ -64,6 +65,8 @@ class Story:
     @property
     def gpu(self) -> str | None:
         """The name of its GPUs, as the driver gives it or as the plan asked for it."""
+        for name in (self.manifest.get("hardware") or {}).get("gpus") or ():
+            return str(name)
         for samples in self.vitals.values():
             for gpu in samples[-1].get("gpus") or ():
                 if gpu.get("name"):
@@ -107,6 +110,7 @@ def read(root: Path) -> Story:
         read_json(run.prediction),
         read_config(run.config),
         read_metrics(run.metrics),
+        read_json(run.manifest),
         {
             path.stem: samples
             for path in sorted(run.vitals.glob("*.jsonl"))

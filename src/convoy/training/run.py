@@ -28,6 +28,7 @@ from convoy.run.progress import ProgressFile
 from convoy.topology import Topology
 from convoy.training import logs
 from convoy.training.checkpoint import checkpoint_callbacks
+from convoy.training.manifest import complete_manifest, write_manifest
 from convoy.training.metrics import TrajectoryKeys
 from convoy.training.module import AgentModule, NavsimMetricNames
 from convoy.training.process_group import Control, process_group
@@ -68,6 +69,9 @@ def train(settings: Settings, topology: Topology) -> None:
         calls = AgentCalls(agent)
         data = control.on_rank_zero(lambda: _find_data(settings, builders))
         _require_known_tokens(calls, config, data)
+        if topology.is_rank_zero:
+            split = {"train": data.train.samples, "validation": data.val.samples}
+            write_manifest(run, config, split)
         datamodule = DataModule(
             data.train, data.val, builders, config, settings.batches, topology, run
         )
@@ -96,6 +100,7 @@ def train(settings: Settings, topology: Topology) -> None:
         results |= _metrics(module, "") | {"samples_per_s": _number(progress.samples_per_second)}
         if topology.is_rank_zero:
             _finish(run, results, config.data.skip_bad)
+            complete_manifest(run)
             write_report(run, module.drawn)
 
 
