@@ -101,6 +101,11 @@ class RunDirectory:
         return self.root / "edits.diff"
 
     @property
+    def tracker(self) -> Path:
+        """What Weights & Biases or MLflow write, offline."""
+        return self.root / "tracker"
+
+    @property
     def vitals(self) -> Path:
         """One `<host>.jsonl` per node: its memory and GPUs, every few seconds."""
         return self.root / "vitals"

@@ -28,6 +28,7 @@ MAY_CHANGE = (
     "checkpoint.",
     "distributed_timeout_minutes",
     "validate_first",
+    "tracker",
 )
 
 
