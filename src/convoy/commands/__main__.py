@@ -47,6 +47,7 @@ COMMANDS = (
     ("diff", "convoy.commands.diff", "what differs between two runs"),
     ("rerun", "convoy.commands.rerun", "submit a run's training again, as a new run"),
     ("stop", "convoy.commands.stop", "a job writes a checkpoint, then ends"),
+    ("completion", "convoy.commands.completion", "what a shell needs to complete convoy's words"),
     (
         "rendezvous",
         "convoy.commands.rendezvous",

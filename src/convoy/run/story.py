@@ -187,7 +187,9 @@ def read_config(path: Path) -> dict[str, str]:
             parents.append((indent, key))
             found.setdefault(last, "")
         else:
-            found[last] = value.strip("'\"")
+            # A comment is our own defaults'; OmegaConf quotes a text that looks like one.
+            bare = value if value[:1] in {"'", '"'} else value.partition(" #")[0]
+            found[last] = bare.strip().strip("'\"")
     return {key: value for key, value in found.items() if value or not _has_children(key, found)}
 
 
