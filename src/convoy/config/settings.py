@@ -44,6 +44,7 @@ SETTINGS: dict[str, Kind] = {
     "data.stage_gb": number(above=0) | NULL,
     "tracker": one_of("wandb", "mlflow") | NULL,
     "checkpoint.every_minutes": number(least=0),
+    "checkpoint.keep": whole(1),
     "metrics.prediction": TEXT,
     "metrics.target": TEXT,
     **dict.fromkeys(("train_test_split", "worker", *NO_EFFECT), ANY),

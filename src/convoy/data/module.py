@@ -115,8 +115,10 @@ class DataModule(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         assert self.trainer is not None
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        consumed = progress.ready * self.batches.rank_batch * self.batches.world_size
+        fit = self.trainer.fit_loop
+        over = fit.epoch_progress.current.completed == fit.epoch_progress.current.ready
+        batches = 0 if over else fit.epoch_loop.batch_progress.current.ready
+        consumed = batches * self.batches.rank_batch * self.batches.world_size
         return {
             "epoch": self.trainer.current_epoch,
             "consumed": consumed,

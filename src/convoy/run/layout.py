@@ -40,6 +40,32 @@ class RunDirectory:
     def best_checkpoint(self) -> Path:
         return self.checkpoints / "best.ckpt"
 
+    def step_checkpoint(self, step: int) -> Path:
+        """The state after so many optimiser steps; `last.ckpt` and `best.ckpt` are links."""
+        return self.checkpoints / f"step-{step:09d}.ckpt"
+
+    def step_checkpoints(self) -> list[Path]:
+        """Those that are there, newest first."""
+        return sorted(self.checkpoints.glob("step-*.ckpt"), reverse=True)
+
+    def owner(self, number: int) -> Path:
+        """Who writes to the run: the highest number does. See `convoy.run.lock`."""
+        return self.root / f"owner-{number}.json"
+
+    def owners(self) -> list[int]:
+        """Numbers of the owners' files, lowest first."""
+        names = (path.stem.partition("-")[2] for path in self.root.glob("owner-*.json"))
+        return sorted(int(name) for name in names if name.isdigit())
+
+    @property
+    def stop_request(self) -> Path:
+        """Asks the ranks to save and stop. See `convoy.run.stop_request`."""
+        return self.root / "stop-request.json"
+
+    def rank_state(self, rank: int) -> Path:
+        """What a rank is doing, and its sign of life, as JSON. See `convoy.training.watchdog`."""
+        return self.root / "ranks" / f"rank-{rank:03d}.json"
+
     @property
     def skipped_samples(self) -> Path:
         """One line of JSON per unreadable sample that was replaced (`data.skip_bad=true`)."""

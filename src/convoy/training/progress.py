@@ -53,6 +53,11 @@ class ProgressReport(pl.Callback):
         seconds = sum(window[0] for window in windows)
         return sum(window[1] for window in windows) / seconds if seconds else float("nan")
 
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of this start that were reported."""
+        return sum(samples for _, samples in self._windows) // self._batches.global_batch
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and sys.stdout.isatty():
             self._view = _Bar()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins import CheckpointIO
 from lightning_fabric.plugins.environments import (
     ClusterEnvironment,
     LightningEnvironment,
@@ -18,12 +19,16 @@ from convoy.config import Settings
 from convoy.errors import ConvoyError
 from convoy.run.layout import RunDirectory
 from convoy.topology import Topology
-from convoy.training.checkpoint import AtomicCheckpointIO
+from convoy.training.stopping import leave_signals_to_us
 from convoy.training.trackers import loggers
 
 
 def build_trainer(
-    settings: Settings, topology: Topology, run: RunDirectory, callbacks: list[pl.Callback]
+    settings: Settings,
+    topology: Topology,
+    run: RunDirectory,
+    callbacks: list[pl.Callback],
+    checkpoints: CheckpointIO,
 ) -> pl.Trainer:
     """The Trainer for `trainer.params`, which convoy.config has checked."""
     params: dict[str, Any] = OmegaConf.to_container(settings.config.trainer.params)  # type: ignore[assignment]
@@ -33,15 +38,17 @@ def build_trainer(
     environment: ClusterEnvironment = (
         TorchElasticEnvironment() if topology.launcher == "torchrun" else LightningEnvironment()
     )
-    return pl.Trainer(
+    trainer = pl.Trainer(
         **params,
-        plugins=[environment, AtomicCheckpointIO()],
+        plugins=[environment, checkpoints],
         callbacks=callbacks,
         logger=loggers(run, settings.config.tracker),
         use_distributed_sampler=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    leave_signals_to_us(trainer)
+    return trainer
 
 
 def require_accelerator(accelerator: str, topology: Topology) -> None:
