@@ -272,11 +272,16 @@ def preempted_run(tmp_path: Path) -> Path:
     )
     events = []
     for number, start in enumerate(starts):
-        events.append({"time": start, "kind": "start", "start": number})
-        events += [{"time": start + n * 900, "kind": "checkpoint", "step": 400 * n} for n in (1, 2)]
+        of = {"host": "gl001", "start": f"12-{number}"}
+        events.append({"time": start, "kind": "start", **of, "world_size": 8, "restart": number})
+        events += [
+            {"time": start + n * 900, "kind": "checkpoint", **of, "step": 400 * n} for n in (1, 2)
+        ]
         if number < 2:
-            events.append({"time": start + 1.5 * hour, "kind": "signal", "signal": "SIGUSR1"})
-            events.append({"time": start + 1.5 * hour + 20, "kind": "stop", "step": 800 + number})
+            events.append({"time": start + 1.5 * hour, "kind": "signal", **of, "signal": "SIGUSR1"})
+            events.append(
+                {"time": start + 1.5 * hour + 20, "kind": "stop", **of, "message": "saved"}
+            )
     lines("events.jsonl", events)
     for start in range(3):
         rows = ["epoch,step,train/loss,train/samples_per_s,val/loss,val/ade,val/fde"]

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from convoy.commands.console import console
 from convoy.errors import ExitCode
 from convoy.host import locate, site
 from convoy.host.view import View, view
-from convoy.run.timeline import span
+from convoy.run.timeline import seconds, span, words
 
 if TYPE_CHECKING:  # rich takes a tenth of a second, which --help does not need
     from rich.console import RenderableType
@@ -98,29 +98,29 @@ def _progress(shown: View) -> "Iterator[RenderableType]":
         return
     yield Text("")
     yield Padding(ProgressBar(total=steps, completed=step), (0, 0))
-    words = [f"step {step:,} of {steps:,} ({step / steps:.0%})"]
+    said = [f"step {step:,} of {steps:,} ({step / steps:.0%})"]
     if "epoch" in facts:
-        words.append(f"epoch {facts['epoch']}")
+        said.append(f"epoch {facts['epoch']}")
     for name, form in (
         ("loss", "loss {:.4g}"),
         ("samples_per_s", "{:.1f} samples/s"),
         ("data_wait", "waits for data {:.0%}"),
     ):
         if isinstance(facts.get(name), int | float):
-            words.append(form.format(facts[name]))
+            said.append(form.format(facts[name]))
     ade = shown.run.metrics.get("val/ade") if shown.run else None
     if ade:
-        words.append(f"ADE {ade[-1].value:.3f} m")
-    yield Text("  ".join(words))
+        said.append(f"ADE {ade[-1].value:.3f} m")
+    yield Text("  ".join(said))
     if shown.state == "FINISHED":
         return
-    words = []
+    said = []
     if isinstance(facts.get("seconds_left"), int | float):
-        words.append(f"ends in about {span(facts['seconds_left'])}")
+        said.append(f"ends in about {span(facts['seconds_left'])}")
     if shown.left is not None:
-        words.append(f"the time limit in {span(shown.left)}")
-    if words:
-        yield Text("; ".join(words))
+        said.append(f"the time limit in {span(shown.left)}")
+    if said:
+        yield Text("; ".join(said))
 
 
 def _nodes(shown: View) -> "Iterator[RenderableType]":
@@ -151,25 +151,11 @@ def _nodes(shown: View) -> "Iterator[RenderableType]":
     yield table
 
 
-def _events(events: Any) -> Iterator[str]:
+def _events(events: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for event in events:
-        moment = event.get("time")
-        clock = (
-            f"{datetime.fromtimestamp(moment):%d %b %H:%M:%S}"
-            if isinstance(moment, int | float)
-            else str(moment or "")
-        )
-        rest = {
-            name: value
-            for name, value in event.items()
-            if name not in {"time", "kind"} and value not in (None, "", [])
-        }
-        kind = str(event.get("kind", "")).replace("_", " ")
-        words = ", ".join(
-            str(value) if name == kind else f"{name.replace('_', ' ')} {value}"
-            for name, value in rest.items()
-        )
-        yield f"{clock}  {kind}{': ' if words else ''}{words}"
+        moment = seconds(event.get("time"))
+        clock = f"{datetime.fromtimestamp(moment):%d %b %H:%M:%S}" if moment else ""
+        yield f"{clock}  {words(event)}"
 
 
 def _as_json(shown: View) -> dict[str, Any]:
