@@ -310,12 +310,13 @@ def preempted_run(tmp_path: Path) -> Path:
         slow = 0.9 if rank == 5 else 0.45
         path = root / "paces" / f"rank-{rank:03d}.json"
         path.parent.mkdir(exist_ok=True)
-        pace = {"host": ("gl001", "gl006")[rank // 4], "own_s": slow + rank / 1000, "step_s": 0.95}
+        pace = {"host": ("gl001", "gl006")[rank // 4], "own_s": slow + rank / 1000, "batch_s": 0.95}
+        pace["data_wait"] = 0.21
         path.write_text(json.dumps(pace))
     (root / "progress.json").write_text(
         json.dumps(
             {"time": begin + 6.4 * hour, "step": 2400, "steps": 19_320, "epoch": 5, "loss": 0.3123}
-            | {"samples_per_s": 312.5, "seconds_left": 9.2 * hour, "data_wait": 0.21}
+            | {"samples_per_s": 312.5, "seconds_left": 9.2 * hour}
         )
     )
     (root / "prediction.json").write_text(

@@ -25,7 +25,7 @@ def sample(used: float = 100, limit: float = 1000, of: list[dict[str, Any]] | No
 
 def story(accumulation: str = "1", **parts: Any) -> Story:
     defaults: dict[str, Any] = {
-        "progress": {"seconds_left": HOURS, "step": 1, "data_wait": 0.01},
+        "progress": {"seconds_left": HOURS, "step": 1},
         "config": {
             "trainer.params.accumulate_grad_batches": accumulation,
             "dataloader.params.batch_size": "22",
@@ -37,7 +37,7 @@ def story(accumulation: str = "1", **parts: Any) -> Story:
 
 
 def paces(*own: float, step: float = 0.5) -> dict[int, dict[str, Any]]:
-    return {rank: {"own_s": value, "step_s": step, "host": "h"} for rank, value in enumerate(own)}
+    return {rank: {"own_s": value, "batch_s": step, "host": "h"} for rank, value in enumerate(own)}
 
 
 def test_a_healthy_run_has_none():
@@ -48,7 +48,7 @@ def test_a_healthy_run_has_none():
     ("run", "said"),
     [
         (story(vitals={"gl001": (sample(used=950),)}), "gl001 uses 950 of 1000 GiB of host memory"),
-        (story(progress={"data_wait": 0.4}), "Data-bound: ranks wait for data 40%"),
+        (story(paces={0: {"data_wait": 0.4}}), "Data-bound: ranks wait for data 40%"),
         (story(vitals={"a": (sample(of=gpus(40, 45)),)}), "Host-bound: GPUs are busy 42 %"),
         (story(vitals={"a": (sample(of=gpus(97, 98, 0)),)}), "GPU 2 of a idles while others work"),
         (story(paces=paces(0.4, 0.41, 0.4, 0.9)), "Rank 3 on h is slow: 900 ms"),

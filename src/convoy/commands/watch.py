@@ -101,13 +101,12 @@ def _progress(shown: View) -> "Iterator[RenderableType]":
     said = [f"step {step:,} of {steps:,} ({step / steps:.0%})"]
     if "epoch" in facts:
         said.append(f"epoch {facts['epoch']}")
-    for name, form in (
-        ("loss", "loss {:.4g}"),
-        ("samples_per_s", "{:.1f} samples/s"),
-        ("data_wait", "waits for data {:.0%}"),
-    ):
+    for name, form in (("loss", "loss {:.4g}"), ("samples_per_s", "{:.1f} samples/s")):
         if isinstance(facts.get(name), int | float):
             said.append(form.format(facts[name]))
+    waiting = shown.run.data_wait if shown.run else None
+    if waiting is not None:
+        said.append(f"waits for data {waiting:.0%}")
     ade = shown.run.metrics.get("val/ade") if shown.run else None
     if ade:
         said.append(f"ADE {ade[-1].value:.3f} m")

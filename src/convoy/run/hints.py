@@ -92,7 +92,7 @@ def _bound(run: Story) -> Iterator[str]:
 
 def _own_and_step(run: Story) -> tuple[float | None, float | None]:
     own = [pace["own_s"] for pace in run.paces.values() if pace.get("own_s")]
-    steps = [pace["step_s"] for pace in run.paces.values() if pace.get("step_s")]
+    steps = [pace["batch_s"] for pace in run.paces.values() if pace.get("batch_s")]
     return (max(own) if own else None), (statistics.median(steps) if steps else None)
 
 

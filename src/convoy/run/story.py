@@ -58,9 +58,9 @@ class Story:
 
     @property
     def data_wait(self) -> float | None:
-        """Share of the time that ranks wait for data, of the last report; None if not measured."""
-        value = self.progress.get("data_wait")
-        return float(value) if isinstance(value, int | float) else None
+        """Share of the time that ranks wait for data, their mean; None if not measured."""
+        found = [pace["data_wait"] for pace in self.paces.values() if "data_wait" in pace]
+        return sum(found) / len(found) if found else None
 
     @property
     def gpu(self) -> str | None:

@@ -31,6 +31,7 @@ from convoy.training.checkpoint import CheckpointFolder, CheckpointWriter
 from convoy.training.manifest import complete_manifest, write_manifest
 from convoy.training.metrics import TrajectoryKeys
 from convoy.training.module import AgentModule, NavsimMetricNames
+from convoy.training.pace import Pace
 from convoy.training.process_group import Control, process_group
 from convoy.training.progress import ProgressReport
 from convoy.training.randomness import Randomness
@@ -96,6 +97,7 @@ def _train(settings: Settings, start: Start, control: Control, request: StopRequ
         NavsimMetricNames(),
         *agent.get_training_callbacks(),
         progress,
+        Pace(run, topology),
         SafePoints(
             folder,
             writer,
