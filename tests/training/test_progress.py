@@ -11,8 +11,8 @@ from convoy.run.layout import RunDirectory
 from convoy.run.progress import ProgressFile, read_progress
 from convoy.topology import Topology
 from convoy.training import progress
-from convoy.training.process_group import Control
 from convoy.training.module import AgentModule
+from convoy.training.process_group import Control
 from convoy.training.progress import ProgressReport
 from convoy.training.rehearsal import Rehearsal
 
