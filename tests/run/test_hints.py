@@ -57,8 +57,8 @@ def test_a_healthy_run_has_none():
             "raise dataloader.params.batch_size (now 22)",
         ),
         (
-            story(paces=paces(0.2, 0.2, 0.2), vitals={"a": (sample(),), "b": (sample(),)}),
-            "Communication-bound: 60% of a step",
+            story(paces=paces(0.08, 0.08, 0.08), vitals={"a": (sample(),), "b": (sample(),)}),
+            "Communication-bound: about 52% of the time",
         ),
     ],
 )

@@ -3,6 +3,9 @@
 import json
 import time
 
+import convoy.navsim.torchvision_cpu  # noqa: F401  # before Lightning, which imports torchvision
+
+# isort: split
 import pytest
 import pytorch_lightning as pl
 import torch

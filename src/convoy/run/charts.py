@@ -147,12 +147,12 @@ def _of_nodes(run: Story, time: Timeline, points: int, suffix: str) -> Iterator[
         yield {
             "kind": "bars",
             "id": f"ranks-{slug}",
-            "title": f"A rank's own time per step, ms{suffix}",
+            "title": f"A rank's own time per batch, ms{suffix}",
             "bars": bars,
             "unit": " ms",
             "xlabel": "rank",
             "note": "before it meets the others; orange: slow",
-            "label": f"Time per step and rank, median {median:.0f} ms, "
+            "label": f"Time per batch and rank, median {median:.0f} ms, "
             f"most {max(own.values()):.0f} ms.",
         }
     for name, title, unit, value in (
