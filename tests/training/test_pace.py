@@ -42,8 +42,8 @@ class Module(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-@pytest.mark.parametrize(("data", "step", "share"), [(0.03, 0.01, 0.75), (0.0, 0.04, 0.0)])
-def test_waiting_for_data_and_own_time(tmp_path, data, step, share):
+@pytest.mark.parametrize(("data", "step", "bound"), [(0.06, 0.01, True), (0.0, 0.06, False)])
+def test_waiting_for_data_and_own_time(tmp_path, data, step, bound):
     run = RunDirectory(tmp_path)
     trainer = pl.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
@@ -51,6 +51,6 @@ def test_waiting_for_data_and_own_time(tmp_path, data, step, share):
     )  # fmt: skip
     trainer.fit(Module(step), DataLoader(Samples(data)))
     pace = json.loads(run.rank_pace(0).read_text())
-    assert pace["data_wait"] == pytest.approx(share, abs=0.2)
-    assert step <= pace["own_s"] < step + 0.03 and pace["step"] == 12
+    assert (pace["data_wait"] > 0.5) is bound
+    assert step <= pace["own_s"] < step + 0.1 and pace["step"] == 12
     assert story.read(tmp_path).data_wait == pace["data_wait"]

@@ -1,16 +1,20 @@
 """`convoy watch`: one job, live: why it waits, where it is, how its nodes fare, what to change."""
 
 import argparse
+import contextlib
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convoy.commands.console import console
-from convoy.errors import ExitCode
+from convoy.errors import ConvoyError, ExitCode
 from convoy.host import locate, site
+from convoy.host.locate import Found
 from convoy.host.view import View, view
 from convoy.run.timeline import seconds, span, words
 
@@ -42,23 +46,35 @@ def run(args: argparse.Namespace) -> int:
     if args.once or not sys.stdout.isatty():
         console().print(render(view(found)))
         return ExitCode.FINISHED
+    _live(found, args.job or found.id or str(found.root), experiments)
+    return ExitCode.FINISHED
+
+
+def _live(found: Found, target: str, experiments: Path) -> None:
+    """Until the run ends or Ctrl-C. SLURM is asked beside it: a controller that is gone takes ten
+    seconds to be noticed, and the files go on meanwhile."""
     from rich.live import Live
 
-    target = args.job or found.id or str(found.root)
-    asked = time.monotonic()
+    answers: list[Found] = []
+
+    def ask() -> None:
+        with contextlib.suppress(ConvoyError):  # between two starts the job may be nowhere
+            answers.append(locate.find(target, experiments))
+
+    asking, asked = threading.Thread(), time.monotonic()
     try:
-        with Live(
-            render(view(found)), console=console(), auto_refresh=False, vertical_overflow="visible"
-        ) as live:
+        with Live(console=console(), auto_refresh=False, vertical_overflow="visible") as live:
             while (shown := view(found)).state not in {"FINISHED", "ENDED"}:
                 live.update(render(shown), refresh=True)
                 time.sleep(EVERY)
-                if time.monotonic() - asked > SLURM_EVERY:
-                    found, asked = locate.find(target, experiments), time.monotonic()
+                if answers:
+                    found = answers.pop()
+                if not asking.is_alive() and time.monotonic() - asked > SLURM_EVERY:
+                    asking, asked = threading.Thread(target=ask, daemon=True), time.monotonic()
+                    asking.start()
             live.update(render(shown), refresh=True)
     except KeyboardInterrupt:
         pass
-    return ExitCode.FINISHED
 
 
 def render(shown: View) -> "RenderableType":
