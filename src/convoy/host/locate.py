@@ -35,7 +35,7 @@ def find(target: str | None, experiments: Path) -> Found:
         return Found(job, _job(queue, job), path.absolute(), problem)
     root = run_of(target, experiments)
     known = _job(queue, target)
-    if known is None and root is None and not problem and target.partition("_")[0].isdigit():
+    if known is None and not problem and target.partition("_")[0].isdigit():
         try:  # somebody else's job, or one that ended a moment ago
             known = next(iter(cluster.jobs(f"--jobs={target}")), None)
         except SlurmUnavailable:

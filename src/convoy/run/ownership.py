@@ -37,6 +37,7 @@ MAY_CHANGE = (
     "checkpoint.",
     "distributed_timeout_minutes",
     "validate_first",
+    "tracker",
 )
 
 

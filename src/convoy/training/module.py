@@ -24,6 +24,7 @@ from convoy.training.metrics import (
 )
 from convoy.training.process_group import Control
 from convoy.training.rehearsal import Rehearsal
+from convoy.training.report import DrawnSamples
 
 DISPLACEMENTS = ("ade", "fde", "ade_constant_velocity", "fde_constant_velocity")
 
@@ -53,6 +54,7 @@ class AgentModule(pl.LightningModule):
         self.validation: dict[str, float] = {}  # the last validation's means, without prefix
         self.validated_step: int | None = None  # of the training's steps, where that was in it
         self._calls = calls
+        self.drawn: DrawnSamples | None = None  # of the last validation, for the report
         self._keys = keys
         self._run = run
         self._control = control
@@ -104,6 +106,8 @@ class AgentModule(pl.LightningModule):
         self._show("val", scalars, "step")
         pair = self._keys.pair(outcome.predictions, targets)
         if pair is not None:
+            if batch_idx == 0 and self.trainer.is_global_zero:
+                self.drawn = DrawnSamples.of(features, *pair)
             scalars |= _displacements("", *pair)
             velocity = ego_velocity(features)
             if velocity is not None:

@@ -28,13 +28,16 @@ from convoy.run.stop_request import StopRequest
 from convoy.topology import Topology
 from convoy.training import logs
 from convoy.training.checkpoint import CheckpointFolder, CheckpointWriter
+from convoy.training.manifest import complete_manifest, write_manifest
 from convoy.training.metrics import TrajectoryKeys
 from convoy.training.module import AgentModule, NavsimMetricNames
+from convoy.training.pace import Pace
 from convoy.training.process_group import Control, process_group
 from convoy.training.progress import ProgressReport
 from convoy.training.randomness import Randomness
 from convoy.training.refusals import explained
 from convoy.training.rehearsal import SAMPLES, Rehearsal, rehearse
+from convoy.training.report import write_report
 from convoy.training.resume import choose_checkpoint
 from convoy.training.safe_points import SafePoints
 from convoy.training.start import Start, started
@@ -80,6 +83,9 @@ def _train(settings: Settings, start: Start, control: Control, request: StopRequ
     calls = AgentCalls(agent)
     data = control.on_rank_zero(lambda: _find_data(settings, builders))
     _require_known_tokens(calls, config, data)
+    if topology.is_rank_zero:
+        split = {"train": data.train.samples, "validation": data.val.samples}
+        write_manifest(run, config, split)
     datamodule = DataModule(data.train, data.val, builders, config, settings.batches, topology, run)
     keys = TrajectoryKeys(config.metrics.prediction, config.metrics.target)
     rehearsal = _rehearse(agent, calls, datamodule, keys, device(config, topology))
@@ -92,6 +98,7 @@ def _train(settings: Settings, start: Start, control: Control, request: StopRequ
         NavsimMetricNames(),
         *agent.get_training_callbacks(),
         progress,
+        Pace(run, topology),
         SafePoints(
             folder,
             writer,
@@ -122,6 +129,8 @@ def _train(settings: Settings, start: Start, control: Control, request: StopRequ
     results |= {"step": trainer.global_step, "validated_step": module.validated_step}
     if topology.is_rank_zero:
         _finish(run, results, config.data.skip_bad)
+        complete_manifest(run)
+        write_report(run, module.drawn)
 
 
 def _require_one_configuration(config: DictConfig, topology: Topology, control: Control) -> None:
