@@ -69,8 +69,7 @@ def node_names(count: int) -> tuple[str, ...]:
 
 
 def slurm_conf(cluster: Cluster) -> str:
-    """The whole slurm.conf; lines of `cluster.slurm_conf` come last and replace those of the same
-    key."""
+    """The whole slurm.conf; the lines of `cluster.slurm_conf` replace those of the same key."""
     nodes = ",".join(cluster.nodes)
     gres = f" Gres=gpu:l40s:{cluster.gpus}" if cluster.gpus else ""
     lines = [

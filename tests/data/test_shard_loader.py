@@ -41,8 +41,10 @@ def sample(number, width=40):
 
 
 def write(root, logs, make=sample):
-    """Shards of several logs; sample k overall is `make(k)`. Tokens are in another order than their
-    records."""
+    """Shards of several logs; sample k overall is `make(k)`.
+
+    Tokens are in another order than their records.
+    """
     shards, number = [], 0
     for log, count in logs.items():
         with ShardWriter(root, log, 0, None) as writer:

@@ -1,5 +1,4 @@
-"""What goes wrong on a cluster: one clear line, a non-zero exit, and no process left on any
-node."""
+"""What goes wrong on a cluster: one clear line, a non-zero exit, no process left."""
 
 import json
 import re

@@ -19,14 +19,15 @@ OPEN_FILES_RESERVED = 256  # descriptors that are left to the rest of the proces
 
 
 class ShardReader:
-    """The reading threads, the open files and the blocks of memory that all loaders of a process
-    share."""
+    """The threads, open files and blocks of memory that all loaders of a process share."""
 
     def __init__(
         self, threads: int, pinned: bool, staged: Callable[[Shard], Path | None] | None = None
     ) -> None:
-        """`threads` 0 reads in the calling thread. `staged` names a nearer copy of a shard, or
-        None."""
+        """`threads` 0 reads in the calling thread.
+
+        `staged` names a nearer copy of a shard, or None.
+        """
         self.threads = threads
         self.pool = BlockPool(pinned)
         self._staged = staged

@@ -83,8 +83,10 @@ def is_shard_directory(path: Path) -> bool:
 
 
 def load_manifest(root: Path) -> Manifest:
-    """Read `<root>/manifest.json`. Raises ConvoyError when it is missing, damaged or of another
-    version."""
+    """Read `<root>/manifest.json`.
+
+    Raises ConvoyError when it is missing, damaged or of another version.
+    """
     path = root / MANIFEST
     try:
         content = json.loads(path.read_bytes())
@@ -136,8 +138,10 @@ def write_entry(root: Path, shard: Shard) -> None:
 
 
 def read_entry(root: Path, name: str) -> Shard | None:
-    """A finished shard's entry, or None where it is not finished; ConvoyError when it is
-    damaged."""
+    """A finished shard's entry, or None where it is not finished.
+
+    ConvoyError when it is damaged.
+    """
     path = entry_path(root, name)
     try:
         content = json.loads(path.read_bytes())

@@ -87,8 +87,7 @@ def examine_gpus(expected: int | None) -> tuple[Status, str]:
 
 
 def examine_nccl() -> tuple[Status, str]:
-    """NCCL falls back to TCP without a word when the verbs library or the devices are not in the
-    container."""
+    """NCCL silently falls back to TCP without verbs library or devices in the container."""
     import torch
 
     adapters = sorted(path.name for path in Path("/sys/class/infiniband").glob("*"))

@@ -75,8 +75,10 @@ class Span:
 
 @dataclass(frozen=True)
 class Row:
-    """One offer with its forecast; `refusals` are reasons why it cannot be, `remarks` what to
-    know."""
+    """One offer with its forecast.
+
+    `refusals` are reasons why it cannot be, `remarks` what to know.
+    """
 
     offer: Offer
     batches: BatchPlan | None = None
@@ -97,8 +99,10 @@ class Row:
 
 
 def offers(cluster: Cluster, account: str, sizes: Sequence[int] | None = None) -> list[Offer]:
-    """Every partition x GPU type x number of nodes, and one GPU; `sizes` names the numbers of
-    nodes."""
+    """Every partition x GPU type x number of nodes, and one GPU.
+
+    `sizes` names the numbers of nodes.
+    """
     found = []
     for partition in cluster.partitions.values():
         kinds: dict[str, list[Node]] = {}

@@ -36,8 +36,10 @@ _JERK = 2.5  # m/s^3
 
 @dataclass
 class _Car:
-    """A vehicle on its way; `at` is where its reference point is, along the first edge of
-    `plan`."""
+    """A vehicle on its way.
+
+    `at` is where its reference point is, along the first edge of `plan`.
+    """
 
     shape: Vehicle
     front: float  # metres from the reference point to the bumpers

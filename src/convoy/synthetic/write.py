@@ -1,5 +1,4 @@
-"""Write a synthetic cache in NAVSIM's layout, `<out>/<log>/<token>/<builder>.gz`, with many
-processes."""
+"""Write a synthetic cache in NAVSIM's layout with many processes."""
 
 import hashlib
 import time

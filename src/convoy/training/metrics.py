@@ -1,5 +1,4 @@
-"""Displacement errors in metres, and the guess that every planner must beat: going on at constant
-velocity."""
+"""Displacement errors in metres, of agents and of constant velocity."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,8 +37,10 @@ class TrajectoryKeys:
         return predicted[:, times - 1 :: times], target
 
     def missing(self, predictions: Any, targets: Mapping[str, Any]) -> str | None:
-        """Why there is no pair, or None. Raises ConvoyError where a key was configured that is not
-        there."""
+        """Why there is no pair, or None.
+
+        Raises ConvoyError where a key was configured that is not there.
+        """
         if self.pair(predictions, targets) is not None:
             return None
         named = predictions if isinstance(predictions, Mapping) else {}

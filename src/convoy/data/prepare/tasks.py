@@ -56,8 +56,10 @@ class TaskBoard:
         self._thread = threading.Thread(target=self._beat, name="convoy-sign", daemon=True)
 
     def open(self) -> None:
-        """Give a first sign. Raises ConvoyError while another start is at work in the same
-        directory."""
+        """Give a first sign.
+
+        Raises ConvoyError while another start is at work in the same directory.
+        """
         create_once(self._folder / BEGIN, {})
         self._write()
         try:
@@ -142,8 +144,10 @@ class TaskBoard:
         return True
 
     def _gives_way_to(self, folder: Path) -> bool:
-        """Of two that began at once, the later one gives way; their names decide where times are
-        equal."""
+        """Of two that began at once, the later one gives way.
+
+        Their names decide where times are equal.
+        """
         mine, others = _began(self._folder), _began(folder)
         return others is not None and (
             mine is None or (others, folder.name) < (mine, self._folder.name)
