@@ -59,7 +59,8 @@ def run_torchrun(arguments: Sequence[str], launch: Launch, run: RunDirectory) ->
             torchrun(parse_args(list(arguments)))
         return None
     except ChildFailedError as error:
-        if {end.exitcode for end in error.failures.values()} == {ExitCode.RESUMABLE}:
+        stopped = {end.exitcode for end in error.failures.values()} == {ExitCode.RESUMABLE}
+        if stopped and not verdict.read(run, launch.start):  # asked to; else a watchdog's record
             raise SystemExit(ExitCode.RESUMABLE) from error
         died = [verdict.died(rank, host, end.exitcode) for rank, end in error.failures.items()]
     except RendezvousError as error:

@@ -15,7 +15,7 @@ from convoy.errors import ConvoyError, ExitCode
 from convoy.launch import verdict
 from convoy.navsim import tree
 from convoy.run.layout import RunDirectory
-from convoy.run.stop_request import StopRequest
+from convoy.run.stop_request import StopRequest, follow_parent
 from convoy.topology import Topology
 
 RUN_DIR = "--run-dir="
@@ -27,6 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     The run directory is the node's choice; without one, rank 0 names it for all ranks.
     """
     request = StopRequest().install()
+    follow_parent()
     run, overrides = _split(arguments)
     topology = Topology()
     try:
@@ -39,7 +40,12 @@ def main(arguments: Sequence[str]) -> int:
         # After the checks that need no torch: a mistake is reported in half a second.
         from convoy.training.run import train
 
-        train(settings, topology, request)
+        train(
+            settings,
+            topology,
+            request,
+            lambda message: _record(run, topology, message, ExitCode.RESUMABLE, fixable=True),
+        )
     except ConvoyError as error:
         if error.exit_code == ExitCode.RESUMABLE:  # not a failure: rank 0 says it for all
             if topology.is_rank_zero:

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -28,6 +29,7 @@ from convoy.run.stop_request import StopRequest
 from convoy.topology import Topology
 from convoy.training import logs
 from convoy.training.checkpoint import CheckpointFolder, CheckpointWriter
+from convoy.training.memory import MemoryForecast, explain
 from convoy.training.metrics import TrajectoryKeys
 from convoy.training.module import AgentModule, NavsimMetricNames
 from convoy.training.process_group import Control, process_group
@@ -38,6 +40,7 @@ from convoy.training.resume import choose_checkpoint
 from convoy.training.safe_points import SafePoints
 from convoy.training.start import Start, started
 from convoy.training.trainer import build_trainer, device, require_accelerator
+from convoy.training.watchdog import Watchdog
 
 logger = logging.getLogger("convoy")
 
@@ -50,10 +53,16 @@ class Data:
     val: Split
 
 
-def train(settings: Settings, topology: Topology, request: StopRequest) -> None:
+def train(
+    settings: Settings,
+    topology: Topology,
+    request: StopRequest,
+    failed: Callable[[str], None] = lambda message: None,
+) -> None:
     """Train, and leave the results in the run directory.
 
-    Raises ConvoyError for what the user can fix, StoppedEarly after `request`.
+    Raises ConvoyError for what the user can fix, StoppedEarly after `request`. A run that gets
+    stuck is ended from a thread, after `failed` was called with the reason.
     """
     config = settings.config
     logs.speak_on_rank_zero(topology)
@@ -63,10 +72,21 @@ def train(settings: Settings, topology: Topology, request: StopRequest) -> None:
         _require_one_configuration(config, topology, control)
         with started(config, topology, control) as start:
             _log_start(start.run, settings, topology)
-            _train(settings, start, control, request)
+            watchdog = Watchdog(
+                start.run, topology, request, config.watchdog_minutes, start.record_any, failed
+            )
+            try:
+                _train(settings, start, control, request, watchdog)
+            except Exception as error:
+                explained = explain(error, config, topology)
+                if explained is None:
+                    raise
+                raise explained from error
 
 
-def _train(settings: Settings, start: Start, control: Control, request: StopRequest) -> None:
+def _train(
+    settings: Settings, start: Start, control: Control, request: StopRequest, watchdog: Watchdog
+) -> None:
     config, run, topology = settings.config, start.run, start.topology
     logs.write_to(run, topology)
     pl.seed_everything(config.seed, workers=True, verbose=False)
@@ -87,6 +107,8 @@ def _train(settings: Settings, start: Start, control: Control, request: StopRequ
         NavsimMetricNames(),
         *agent.get_training_callbacks(),
         progress,
+        watchdog,
+        MemoryForecast(topology, start.record_any),
         SafePoints(
             folder,
             writer,
