@@ -132,7 +132,8 @@ class ForeignAgent(torch.nn.Module):
     def __init__(self, lr, poison=None):
         super().__init__()
         self.lr, self.poison, self.steps = lr, poison, 0
-        self.mlp = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 24))
+        layers = torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 24)
+        self.mlp = torch.nn.Sequential(*layers)
 
     def get_feature_builders(self):
         return [Builder("ego_status_feature")]

@@ -159,7 +159,10 @@ class _CacheLoaders:
             "generator": torch.Generator(),
         }
         if params.num_workers > 0:
-            self._options |= {"prefetch_factor": params.prefetch_factor, "persistent_workers": True}
+            self._options |= {
+                "prefetch_factor": params.prefetch_factor,
+                "persistent_workers": params.get("persistent_workers", True),
+            }
 
     def open(self, split: Any, order: Order, batch_size: int) -> Iterable[Batch]:
         data = CacheDataset(split, self._builders, self._skipped_log, self._trusted)

@@ -10,8 +10,8 @@ from convoy.host.plan import Training
 
 # navtrain: samples of NAVSIM's training and validation logs (NAVSIM's own split of its cache).
 NAVTRAIN, NAVTRAIN_VAL = 85_109, 18_179
-DEFAULTS = {  # of conf/train.yaml, which NAVSIM's run_training shares
-    "agent": "bev_fusion_agent",
+DEFAULTS = {  # of conf/settings.yaml, which NAVSIM's run_training shares
+    "agent": "ego_status_mlp_agent",
     "trainer.params.max_epochs": "100",
     "dataloader.params.batch_size": "64",
     "dataloader.params.num_workers": "4",

@@ -173,7 +173,7 @@ class _Bar:
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:.1f} samples/s  ETA"),
             TimeRemainingColumn(),
-            console=Console(),
+            console=Console(markup=False),
         )
         self._task: TaskID = self._progress.add_task(
             "", total=steps, completed=step, epoch=0, loss=0.0, rate=0.0

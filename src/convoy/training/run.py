@@ -41,6 +41,7 @@ from convoy.training.safe_points import SafePoints
 from convoy.training.start import Start, started
 from convoy.training.trainer import build_trainer, device, require_accelerator
 from convoy.training.watchdog import Watchdog
+from convoy.training.weights import load_weights
 
 logger = logging.getLogger("convoy")
 
@@ -89,8 +90,11 @@ def _train(
 ) -> None:
     config, run, topology = settings.config, start.run, start.topology
     logs.write_to(run, topology)
+    for note in settings.notes:
+        logger.info(note)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     agent = build_agent(config.agent)
+    load_weights(agent, config.agent)
     builders = _builders(agent)
     calls = AgentCalls(agent)
     data = control.on_rank_zero(lambda: _find_data(settings, builders))
@@ -141,7 +145,7 @@ def _train(
 def _require_one_configuration(config: DictConfig, topology: Topology, control: Control) -> None:
     entries = control.gather((topology.host, OmegaConf.to_container(config)))
     for rank, (host, other) in enumerate(entries):
-        changed = differences(OmegaConf.create(entries[0][1]), OmegaConf.create(other))
+        changed = differences(DictConfig(entries[0][1]), DictConfig(other))
         if changed:
             shown = "; ".join(
                 f"{key}: {first!r} and {own!r}" for key, (first, own) in list(changed.items())[:4]
@@ -167,7 +171,7 @@ def _log_start(run: RunDirectory, settings: Settings, topology: Topology) -> Non
     )
 
 
-def _builders(agent: TrainableAgent) -> Builders:
+def _builders(agent: object) -> Builders:
     if not isinstance(agent, TrainableAgent):
         lacking = [
             name

@@ -1,8 +1,6 @@
 """Builds Lightning's Trainer from the configuration; torchrun's facts come from the topology, never
 from Lightning."""
 
-import difflib
-import inspect
 from datetime import timedelta
 from typing import Any
 
@@ -32,17 +30,8 @@ def build_trainer(
     callbacks: list[pl.Callback],
     checkpoints: CheckpointIO,
 ) -> pl.Trainer:
-    """The Trainer for `trainer.params`. Raises ConvoyError for a parameter that Lightning does not
-    have."""
+    """The Trainer for `trainer.params`, which convoy.config has checked."""
     params: dict[str, Any] = OmegaConf.to_container(settings.config.trainer.params)  # type: ignore[assignment]
-    known = inspect.signature(pl.Trainer.__init__).parameters
-    for name in params:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3)
-            raise ConvoyError(
-                f"Lightning's Trainer has no parameter {name!r} (trainer.params). Nearest: "
-                f"{', '.join(near)}."
-            )
     params["strategy"] = _strategy(params["strategy"], settings, topology)
     # TensorBoard comes first: NAVSIM's callbacks draw their pictures into `trainer.logger`.
     loggers = [
@@ -91,14 +80,16 @@ def device(config: DictConfig, topology: Topology) -> torch.device:
     return torch.device("cuda", topology.local_rank)
 
 
-def _strategy(name: str, settings: Settings, topology: Topology) -> Any:
+def _strategy(asked: str | dict[str, Any], settings: Settings, topology: Topology) -> Any:
     """`ddp` on one process is the plain model: the mathematics are the same, the copies are not
-    needed."""
-    if not name.startswith("ddp"):
-        return name
+    needed. `asked` is Lightning's name for it, or options of DistributedDataParallel."""
     if topology.world_size == 1:
         return "auto"
+    # DDP sorts its buckets anew after a start's first step, unless it looks for unused parameters:
+    # a resumed run's first step would add its ranks' gradients in another order.
+    deterministic = bool(settings.config.trainer.params.deterministic)
+    unused = deterministic or asked == "ddp_find_unused_parameters_true"
+    options = asked if isinstance(asked, dict) else {"find_unused_parameters": unused}
     return DDPStrategy(
-        find_unused_parameters=name == "ddp_find_unused_parameters_true",
-        timeout=timedelta(minutes=settings.config.distributed_timeout_minutes),
+        timeout=timedelta(minutes=settings.config.distributed_timeout_minutes), **options
     )
