@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 from convoy import config
 from convoy.errors import ConvoyError, ExitCode
@@ -49,10 +50,10 @@ def main(arguments: Sequence[str]) -> int:
     except ConvoyError as error:
         if error.exit_code == ExitCode.RESUMABLE:  # not a failure: rank 0 says it for all
             if topology.is_rank_zero:
-                print(f"convoy: {error}", flush=True)
+                _say(f"convoy: {error}", sys.stdout)
             return error.exit_code
         where = f" (rank {topology.rank} on {topology.host})" if topology.world_size > 1 else ""
-        print(f"convoy{where}: {error}", file=sys.stderr, flush=True)
+        _say(f"convoy{where}: {error}", sys.stderr)
         _record(run, topology, str(error), error.exit_code, fixable=True)
         return error.exit_code
     except Exception as error:
@@ -85,6 +86,11 @@ def _write_to_own_log(run: RunDirectory, topology: Topology) -> None:
         raise ConvoyError(
             f"{log} cannot be written: {error.strerror}. Give another: run_dir=/path."
         ) from error
+
+
+def _say(message: str, stream: TextIO) -> None:
+    with contextlib.suppress(OSError):  # a full disk below the log is not what it ends of
+        print(message, file=stream, flush=True)
 
 
 def _record(

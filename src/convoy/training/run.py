@@ -258,5 +258,11 @@ def _finish(run: RunDirectory, results: dict[str, Any], skip_bad: bool) -> None:
             len(skipped),
             f", listed in {run.skipped_samples}" if skipped else "",
         )
-    write_text(run.results, json.dumps(results, indent=1) + "\n")
+    try:
+        write_text(run.results, json.dumps(results, indent=1) + "\n")
+    except OSError as error:
+        raise ConvoyError(
+            f"The training is done and its checkpoints are whole, but {run.results} cannot be "
+            f"written: {error.strerror}. Free some space and start the same command again."
+        ) from error
     logger.info("finished: results in %s", run.results)

@@ -13,13 +13,13 @@ from lightning_fabric.plugins.environments import (
     TorchElasticEnvironment,
 )
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
 
 from convoy.config import Settings
 from convoy.errors import ConvoyError
 from convoy.run.layout import RunDirectory
 from convoy.topology import Topology
+from convoy.training.metric_files import CsvFile, TensorBoardFile
 from convoy.training.stopping import leave_signals_to_us
 
 
@@ -35,8 +35,8 @@ def build_trainer(
     params["strategy"] = _strategy(params["strategy"], settings, topology)
     # TensorBoard comes first: NAVSIM's callbacks draw their pictures into `trainer.logger`.
     loggers = [
-        TensorBoardLogger(run.root, name="tensorboard", version=""),
-        CSVLogger(run.root, name="metrics"),
+        TensorBoardFile(run.root, name="tensorboard", version=""),
+        CsvFile(run.root, name="metrics"),
     ]
     # Alone, LightningEnvironment keeps Lightning from taking a surrounding SLURM job for its own
     # launcher.
