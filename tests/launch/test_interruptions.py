@@ -98,7 +98,7 @@ def start(tmp_path, ego_cache, foreign_tree):
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
-        training.agent.communicate()
+        training.agent.wait()
 
 
 LONG = "trainer.params.max_epochs=100000"

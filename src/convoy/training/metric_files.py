@@ -18,6 +18,8 @@ class CsvFile(CSVLogger):
     _reported = False
 
     def save(self) -> None:
+        if isinstance(self.experiment, DummyExperiment):
+            return  # another rank than 0
         path = Path(self.experiment.metrics_file_path)
         before = path.stat().st_size if path.exists() else 0
         try:
