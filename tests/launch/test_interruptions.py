@@ -150,7 +150,7 @@ def test_a_rank_that_stands_still_is_named_and_the_run_can_go_on(start):
     os.kill(training.ranks()[0], signal.SIGSTOP)
     code, said = training.end()
     assert code == 75, said
-    message = r"No step for 0.1 minutes: rank 0 on \S+ \(training, step \d+\) shows no sign of life"
+    message = r"No step for 0.1 minutes: rank 0 on \S+ \(\w+, step \d+\) shows no sign of life"
     assert re.search(message, said), said
     log = training.run.rank_log(1).read_text()
     assert "the stacks of this rank's threads follow" in log and "all_reduce" in log
