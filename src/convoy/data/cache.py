@@ -6,10 +6,12 @@ pickle can run code when it is read; only what values are made of is allowed, un
 declared trusted.
 """
 
+import errno
 import gzip
 import json
 import os
 import pickle
+import stat
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ from typing import Any
 
 from torch.utils.data import Dataset, default_collate
 
+from convoy.agents.contract import TrainableAgent
 from convoy.data import pickles
 from convoy.errors import ConvoyError
 
@@ -49,13 +52,22 @@ class Builders:
     features: tuple[str, ...]
     targets: tuple[str, ...]
 
+    @classmethod
+    def of(cls, agent: TrainableAgent) -> "Builders":
+        """Those of an agent. Raises NotImplementedError for one that has none (NAVSIM's rule-based
+        agents)."""
+        return cls(
+            tuple(builder.get_unique_name() for builder in agent.get_feature_builders()),
+            tuple(builder.get_unique_name() for builder in agent.get_target_builders()),
+        )
+
     @property
     def names(self) -> tuple[str, ...]:
         return self.features + self.targets
 
 
 @dataclass(frozen=True)
-class Split:
+class CacheSplit:
     """Samples of one split, as `<log>/<token>`, sorted: the same order on every machine."""
 
     root: Path
@@ -140,7 +152,7 @@ def read(path: Path, trusted: bool = False) -> dict[Any, Any]:
 
 def _load(path: Path, trusted: bool) -> Any:
     try:
-        compressed = path.read_bytes()
+        compressed = _read_file(path)
     except OSError as error:
         raise ConvoyError(
             f"{path} cannot be read ({error.strerror}). Is the file system mounted, and may you "
@@ -183,6 +195,17 @@ def _load(path: Path, trusted: bool) -> Any:
         ) from error
 
 
+def _read_file(path: Path) -> bytes:
+    """What is compressed never grows by it: a file that is too large already is not read at all."""
+    with path.open("rb", buffering=0) as file:
+        found = os.fstat(file.fileno())
+        if stat.S_ISCHR(found.st_mode):
+            raise OSError(errno.EINVAL, "it is a device, not a file")
+        if found.st_size > pickles.MOST_BYTES:
+            raise OSError(errno.EFBIG, f"{found.st_size} bytes are more than a sample has")
+        return file.readall()
+
+
 class CacheDataset(Dataset[Sample | ConvoyError]):
     """Samples of a split by index, each a pair of dicts (features, targets) as NAVSIM's own
     datasets give.
@@ -195,7 +218,7 @@ class CacheDataset(Dataset[Sample | ConvoyError]):
 
     def __init__(
         self,
-        split: Split,
+        split: CacheSplit,
         builders: Builders,
         skipped_log: Path | None = None,
         trusted: bool = False,
