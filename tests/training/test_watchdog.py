@@ -29,7 +29,9 @@ def test_who_is_behind_is_named_else():
 
 
 def test_nobody_is_accused_without_a_difference():
-    assert "all ranks wait at step 9 (training)" in verdict(FOUR, later(FOUR), limit=60, world_size=4)
+    assert "all ranks wait at step 9 (training)" in verdict(
+        FOUR, later(FOUR), limit=60, world_size=4
+    )
 
 
 def test_a_rank_that_never_wrote_is_named():

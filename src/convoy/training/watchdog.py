@@ -197,9 +197,7 @@ def read_states(run: RunDirectory, world_size: int) -> list[RankState]:
     return states
 
 
-def verdict(
-    before: list[RankState], after: list[RankState], limit: float, world_size: int
-) -> str:
+def verdict(before: list[RankState], after: list[RankState], limit: float, world_size: int) -> str:
     """Which rank holds the others up: one without a sign of life, else the one that is behind."""
     beats = {state.rank: state.beat for state in before}
     dead = [state.described for state in after if beats.get(state.rank) == state.beat]
