@@ -28,11 +28,12 @@ def main(arguments: Sequence[str]) -> int:
     The run directory is the node's choice; without one, rank 0 names it for all ranks.
     """
     request = StopRequest().install()
-    follow_parent()
     run, overrides = _split(arguments)
     topology = Topology()
     try:
         topology = Topology.from_environment(os.environ)
+        if topology.launcher == "torchrun":
+            follow_parent()
         if run is not None:
             _write_to_own_log(run, topology)
         settings = config.load(overrides, topology, tree.config_directory())

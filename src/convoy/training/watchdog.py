@@ -159,7 +159,7 @@ class Watchdog(pl.Callback):
     def _look_for_requests(self) -> None:
         if self._topology.is_rank_zero and (number := stop_request.read(self._run)):
             self._request.ask(number)
-        if os.getppid() == self._parent:
+        if self._topology.launcher != "torchrun" or os.getppid() == self._parent:
             return
         if self._orphan_since is None:
             self._orphan_since = time.monotonic()
