@@ -13,7 +13,7 @@ import pickletools
 import zipfile
 import zlib
 from collections import OrderedDict
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -253,6 +253,9 @@ def _parameter(data: Any, requires_grad: Any, hooks: Any) -> Any:
     return data
 
 
+_BYTE_ORDERS: tuple[Literal["<", ">", "=", "|"], ...] = ("<", ">", "=", "|")
+
+
 class _Dtype(_Own):
     """A numpy dtype, from what numpy.dtype is called with and its state."""
 
@@ -263,7 +266,8 @@ class _Dtype(_Own):
         self._order = state[1]
 
     def get(self) -> np.dtype:
-        if not isinstance(self._name, str) or self._order not in tuple("<>=|"):
+        order = next((known for known in _BYTE_ORDERS if known == self._order), None)
+        if not isinstance(self._name, str) or order is None:
             raise Refused("an unknown numpy dtype")
         dtype = np.dtype(self._name)
         if dtype.kind not in "biufcUS":
