@@ -197,6 +197,24 @@ def test_sizes_are_limited(tmp_path, monkeypatch):
         pickles.decompress(gzip.compress(noise)[:-20])
 
 
+def test_too_little_memory_is_that_samples_and_no_reason_to_delete(
+    ego_cache, tmp_path, monkeypatch
+):
+    load, first = pickles.load, []
+
+    def short_of_memory(content):
+        if not first.append(content) and len(first) == 40:  # after the samples that are probed
+            raise MemoryError
+        return load(content)
+
+    monkeypatch.setattr(pickles, "load", short_of_memory)
+    out = tmp_path / "out"
+    assert main(["prepare", str(out), "--from-cache", str(ego_cache), "--workers=1"]) == 0
+    (failure,) = load_manifest(out).failures
+    assert "asks for more memory than there is" in failure.reason
+    assert "elete" not in failure.reason
+
+
 def test_devices_and_huge_files_are_not_read(tmp_path, monkeypatch):
     (tmp_path / "x.gz").symlink_to("/dev/zero")
     with pytest.raises(ConvoyError, match="cannot be read .it is a device, not a file"):
