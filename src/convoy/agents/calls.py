@@ -36,8 +36,10 @@ class AgentCalls:
         )
 
     def step(self, features: Any, targets: Any, tokens: Callable[[], Sequence[str]]) -> Outcome:
-        """Predictions and loss of a batch; `tokens` is called only where the agent asks for
-        them."""
+        """Predictions and loss of a batch.
+
+        `tokens` is called only where the agent asks for them.
+        """
         given = {"targets": targets} if self._targets_too else {}
         predictions = self._agent.forward(features, **given)
         named = {"tokens": list(tokens())} if self.wants_tokens else {}
@@ -53,8 +55,10 @@ class AgentCalls:
 
 
 def _asked(agent: TrainableAgent, method: str, given: tuple[str, ...], optional: str) -> set[str]:
-    """Names of the parameters of `method`. Raises ConvoyError for a required one that nobody
-    gives."""
+    """Names of the parameters of `method`.
+
+    Raises ConvoyError for a required one that nobody gives.
+    """
     parameters = list(inspect.signature(getattr(agent, method)).parameters.values())
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     takes_all = any(p.kind is p.VAR_POSITIONAL for p in parameters)

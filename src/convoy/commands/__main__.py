@@ -1,5 +1,7 @@
-"""`convoy`: the command. Only the module of the subcommand that runs is imported, so that --help is
-immediate."""
+"""`convoy`: the command.
+
+Only the module of the subcommand that runs is imported, so that --help is immediate.
+"""
 
 import argparse
 import sys

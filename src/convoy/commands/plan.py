@@ -1,5 +1,4 @@
-"""`convoy plan`: what would finish when, over all partitions and numbers of nodes, and the best
-row."""
+"""`convoy plan`: what would finish when, on each partition and number of nodes."""
 
 import argparse
 import getpass

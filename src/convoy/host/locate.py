@@ -1,5 +1,4 @@
-"""From what a person types (a job's id, a run's folder, nothing) to the job and the run
-directory."""
+"""From what a person types (a job's id, a run's folder, nothing) to job and run."""
 
 import getpass
 from collections.abc import Sequence

@@ -80,7 +80,10 @@ def _strategy(asked: str | dict[str, Any], settings: Settings, topology: Topolog
     needed. `asked` is Lightning's name for it, or options of DistributedDataParallel."""
     if topology.world_size == 1:
         return "auto"
-    unused = asked == "ddp_find_unused_parameters_true"
+    # DDP sorts its buckets anew after a start's first step, unless it looks for unused parameters:
+    # a resumed run's first step would add its ranks' gradients in another order.
+    deterministic = bool(settings.config.trainer.params.deterministic)
+    unused = deterministic or asked == "ddp_find_unused_parameters_true"
     options = asked if isinstance(asked, dict) else {"find_unused_parameters": unused}
     return DDPStrategy(
         timeout=timedelta(minutes=settings.config.distributed_timeout_minutes), **options
