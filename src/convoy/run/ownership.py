@@ -29,6 +29,8 @@ MAY_CHANGE = (
     "checkpoint.",
     "distributed_timeout_minutes",
     "validate_first",
+    "speed",
+    "compile_cache",
 )
 
 

@@ -2,6 +2,8 @@
 validation."""
 
 import json
+import math
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +18,7 @@ from convoy.run.layout import RunDirectory
 from convoy.training.checkpoint import rescale_progress
 from convoy.training.metrics import constant_velocity_trajectory, displacement_errors, ego_velocity
 from convoy.training.process_group import Control
+from convoy.training.speed.acceleration import Acceleration
 
 
 class AgentModule(pl.LightningModule):
@@ -25,30 +28,63 @@ class AgentModule(pl.LightningModule):
     agents' `initialize` expect just that.
     """
 
-    def __init__(self, agent: TrainableAgent, run: RunDirectory, control: Control) -> None:
+    def __init__(
+        self, agent: TrainableAgent, run: RunDirectory, control: Control, speed: Acceleration
+    ) -> None:
         super().__init__()
         self.agent = agent
         self._run = run
         self._control = control
+        self._speed = speed
         self._finite_check = FiniteCheck()
         self._sums: dict[str, Tensor] = {}
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
-        features, targets = batch
-        self._stop_if_not_finite(self._finite_check.previous())
-        predictions = self.agent.forward(features)
-        loss = self.agent.compute_loss(features, targets, predictions)
+        self._stop_if_not_finite(self._finite_check.finished())
+        if self._speed.steps_itself:
+            outcome = self._speed.take_step(batch, self.trainer, self._fast_loss, self._loss)
+        else:
+            outcome = self._fast_loss(self._speed.prepare(batch))
+        loss = outcome["loss"]
         self._finite_check.begin(loss, self.current_epoch, batch_idx)
         if not loss.is_cuda:
-            self._stop_if_not_finite(self._finite_check.previous())
+            self._stop_if_not_finite(self._finite_check.all())
         return loss
 
+    def _loss(self, batch: Sample) -> dict[str, Tensor]:
+        features, targets = batch
+        predictions = self.agent.forward(features)
+        return {"loss": self.agent.compute_loss(features, targets, predictions)}
+
+    def _fast_loss(self, batch: Sample) -> dict[str, Tensor]:
+        features, targets = batch
+        predictions = self._speed.forward(features)
+        return {"loss": self.agent.compute_loss(features, targets, predictions)}
+
+    # Where a step is one piece, Lightning's parts of it have nothing left to do.
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if not self._speed.steps_itself:
+            super().backward(loss, *args, **kwargs)
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
+        if self._speed.steps_itself:
+            optimizer_closure()
+        else:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        if not self._speed.steps_itself:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+
     def on_train_epoch_end(self) -> None:
-        self._stop_if_not_finite(self._finite_check.previous())
+        self._stop_if_not_finite(self._finite_check.all())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """No checkpoint is written after a step whose loss was not finite on any rank."""
-        bad = self._finite_check.previous()
+        bad = self._finite_check.all()
         ranks = int(self._control.sum(torch.tensor([int(bad is not None)])).item())
         self._stop_if_not_finite(bad)
         if ranks:
@@ -131,34 +167,51 @@ class AgentModule(pl.LightningModule):
 class FiniteCheck:
     """Tells of a non-finite loss without making the host wait for the GPU.
 
-    The copy to the host runs beside the backward pass and is read a step later.
+    The copies to the host run behind the steps, and are read when they have arrived.
     """
 
+    MOST_PENDING = 16  # losses on their way; so far may the host be ahead of the GPU
+
     def __init__(self) -> None:
-        self._pending: tuple[Tensor, torch.cuda.Event | None, int, int] | None = None
+        self._pending: deque[tuple[Tensor, torch.cuda.Event | None, int, int]] = deque()
+        self._memory: list[Tensor] = []
 
     def begin(self, loss: Tensor, epoch: int, batch_index: int) -> None:
         event = None
         value = loss.detach()
         if loss.is_cuda:
-            value = torch.empty((), dtype=loss.dtype, pin_memory=True).copy_(
-                value, non_blocking=True
-            )
+            memory = self._memory.pop() if self._memory else torch.empty((), pin_memory=True)
+            value = memory.copy_(value, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
-        self._pending = (value, event, epoch, batch_index)
+        self._pending.append((value, event, epoch, batch_index))
 
-    def previous(self) -> tuple[float, int, int] | None:
-        """(loss, epoch, batch index) of the step begun last when its loss is not finite, else
-        None."""
-        if self._pending is None:
-            return None
-        value, event, epoch, batch_index = self._pending
-        self._pending = None
+    def finished(self) -> tuple[float, int, int] | None:
+        """(loss, epoch, batch index) of the first step whose loss has arrived and is not finite."""
+        while self._pending:
+            event = self._pending[0][1]
+            if event is not None and not event.query() and len(self._pending) < self.MOST_PENDING:
+                return None
+            bad = self._read()
+            if bad is not None:
+                return bad
+        return None
+
+    def all(self) -> tuple[float, int, int] | None:
+        """The same over all steps so far: waits for the GPU."""
+        while self._pending:
+            bad = self._read()
+            if bad is not None:
+                return bad
+        return None
+
+    def _read(self) -> tuple[float, int, int] | None:
+        value, event, epoch, batch_index = self._pending.popleft()
         if event is not None:
             event.synchronize()
+            self._memory.append(value)
         loss = value.item()
-        return None if torch.isfinite(torch.tensor(loss)) else (loss, epoch, batch_index)
+        return None if math.isfinite(loss) else (loss, epoch, batch_index)
 
 
 def _first(count: int, tensors: Mapping[str, Any]) -> dict[str, Any]:

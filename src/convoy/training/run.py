@@ -27,6 +27,8 @@ from convoy.training.checkpoint import checkpoint_callbacks
 from convoy.training.module import AgentModule
 from convoy.training.process_group import Control, process_group
 from convoy.training.progress import ProgressReport
+from convoy.training.speed.acceleration import Acceleration
+from convoy.training.speed.recipe import choose as choose_recipe
 from convoy.training.trainer import build_trainer, require_accelerator
 
 logger = logging.getLogger("convoy")
@@ -55,17 +57,21 @@ def train(settings: Settings, topology: Topology) -> None:
         agent = build_agent(config.agent)
         builders = _builders(agent)
         data = control.on_rank_zero(lambda: _find_data(settings, builders))
-        module = AgentModule(agent, run, control)
+        speed = Acceleration(choose_recipe(config, topology.world_size), agent, topology.world_size)
+        module = AgentModule(agent, run, control, speed)
         datamodule = DataModule(
-            data.train, data.val, builders, config, settings.batches, topology, run
-        )
+            data.train, data.val, builders, config, settings.batches, topology, run,
+            to_device_ahead=speed.recipe["prefetch"],
+        )  # fmt: skip
         progress = ProgressReport(settings.batches, control)
         callbacks = [
             *agent.get_training_callbacks(),
             progress,
             *checkpoint_callbacks(run, config.checkpoint.every_minutes, control),
         ]
-        trainer = build_trainer(settings, topology, run, callbacks)
+        speed.look_at(callbacks)
+        callbacks.append(speed)
+        trainer = build_trainer(settings, topology, run, callbacks, speed.recipe)
         results: dict[str, Any] = {"run_dir": str(run.root), "world_size": topology.world_size}
         resume = run.last_checkpoint if run.last_checkpoint.is_file() else None
         if config.validate_first and resume is None:
@@ -75,9 +81,12 @@ def train(settings: Settings, topology: Topology) -> None:
             logger.info("going on from %s", resume)
         # A checkpoint of this run holds Python objects (loop progress, callbacks): it is trusted,
         # not weights only.
-        trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=False)
+        cache = Path(config.compile_cache) if config.compile_cache else run.compile_cache
+        with speed.applied(cache):
+            trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=False)
         results |= _metrics(trainer, "") | {"samples_per_s": _number(progress.samples_per_second)}
         if topology.is_rank_zero:
+            run.speed.write_text(json.dumps(speed.recipe.record(), indent=1) + "\n")
             _finish(run, results, config.data.skip_bad)
 
 

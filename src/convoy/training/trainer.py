@@ -22,10 +22,16 @@ from convoy.errors import ConvoyError
 from convoy.run.layout import RunDirectory
 from convoy.topology import Topology
 from convoy.training.checkpoint import AtomicCheckpointIO
+from convoy.training.speed.recipe import Recipe
+from convoy.training.speed.strategy import WholeStepStrategy
 
 
 def build_trainer(
-    settings: Settings, topology: Topology, run: RunDirectory, callbacks: list[pl.Callback]
+    settings: Settings,
+    topology: Topology,
+    run: RunDirectory,
+    callbacks: list[pl.Callback],
+    recipe: Recipe,
 ) -> pl.Trainer:
     """The Trainer for `trainer.params`. Raises ConvoyError for a parameter that Lightning does not
     have."""
@@ -38,7 +44,7 @@ def build_trainer(
                 f"Lightning's Trainer has no parameter {name!r} (trainer.params). Nearest: "
                 f"{', '.join(near)}."
             )
-    params["strategy"] = _strategy(params["strategy"], settings, topology)
+    params["strategy"] = _strategy(params["strategy"], settings, topology, recipe)
     # TensorBoard comes first: NAVSIM's callbacks draw their pictures into `trainer.logger`.
     loggers = [
         TensorBoardLogger(run.root, name="tensorboard", version=""),
@@ -77,14 +83,19 @@ def require_accelerator(accelerator: str, topology: Topology) -> None:
         )
 
 
-def _strategy(name: str, settings: Settings, topology: Topology) -> Any:
+def _strategy(name: str, settings: Settings, topology: Topology, recipe: Recipe) -> Any:
     """`ddp` on one process is the plain model: the mathematics are the same, the copies are not
     needed."""
     if not name.startswith("ddp"):
         return name
     if topology.world_size == 1:
         return "auto"
+    timeout = timedelta(minutes=settings.config.distributed_timeout_minutes)
+    if recipe["graph"]:
+        return WholeStepStrategy(timeout=timeout)
     return DDPStrategy(
         find_unused_parameters=name == "ddp_find_unused_parameters_true",
-        timeout=timedelta(minutes=settings.config.distributed_timeout_minutes),
+        gradient_as_bucket_view=recipe["ddp"],
+        static_graph=recipe["ddp"],
+        timeout=timeout,
     )

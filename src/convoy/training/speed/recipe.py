@@ -1,0 +1,134 @@
+"""Which speed switches are on, and why: decided once, logged, and kept in the run's record.
+
+`speed=plain` is NAVSIM's step as it is, `default` what needs no compiler, `max` everything.
+`speed_switches.NAME=true|false` sets one switch alone.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig
+
+from convoy.config import SPEED_LEVELS as LEVELS
+from convoy.errors import ConvoyError
+
+logger = logging.getLogger("convoy")
+
+# Each switch: the lowest level that has it, and what it does. All are for GPUs.
+SWITCHES = {
+    "bf16": ("default", "bfloat16 where NAVSIM uses float16 with a loss scaler: other rounding"),
+    "channels_last": ("default", "pictures lie in memory as tensor cores read them"),
+    "tf32": ("default", "products that stay in float32 keep 10 bits of the mantissa: rounding"),
+    "cudnn_benchmark": ("default", "cuDNN tries its algorithms once for each shape"),
+    "fused_optimizer": ("default", "Adam, AdamW and SGD in a few kernels"),
+    "operators": ("default", "bilinear resizing and adaptive pooling without atomics"),
+    "matching": ("default", "the pairs of TransFuser's loss are found on the GPU"),
+    "prefetch": ("default", "the next batch is copied and decoded while this one is trained on"),
+    "ddp": ("default", "gradients are views of DDP's buckets, and its graph is static"),
+    "compile": ("max", "torch.compile of the agent's forward pass: dropout draws other numbers"),
+    "graph": ("max", "the whole step is one CUDA graph; gradients are averaged in it"),
+}
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A switch's state, and the reason for it in a few words."""
+
+    on: bool
+    reason: str
+
+
+class Recipe:
+    """The switches of a run. `recipe["bf16"]` tells whether one is on."""
+
+    def __init__(self, level: str, switches: dict[str, Switch]) -> None:
+        self.level = level
+        self._switches = switches
+
+    def __getitem__(self, name: str) -> bool:
+        return self._switches[name].on
+
+    def __iter__(self) -> Iterator[tuple[str, Switch]]:
+        return iter(self._switches.items())
+
+    def turn_off(self, name: str, reason: str) -> None:
+        """Fall back from a switch; asked for by name, it is an error that it cannot be on."""
+        before = self._switches[name]
+        if not before.on:
+            return
+        if before.reason == ASKED:
+            raise ConvoyError(
+                f"speed_switches.{name}=true cannot be had: {reason}. Leave it out, or set it to "
+                "false."
+            )
+        self._switches[name] = Switch(False, reason)
+
+    def record(self) -> dict[str, Any]:
+        """For the run's record."""
+        return {
+            "level": self.level,
+            "switches": {name: {"on": switch.on, "reason": switch.reason} for name, switch in self},
+        }
+
+    def log(self) -> None:
+        """One line for what is on, one for each reason for which switches of the level are off."""
+        on = [name for name, switch in self if switch.on]
+        logger.info("speed=%s: %s", self.level, ", ".join(on) if on else "no switch is on")
+        off: dict[str, list[str]] = {}
+        for name, switch in self:
+            if not switch.on and _has(self.level, name):
+                off.setdefault(switch.reason, []).append(name)
+        for reason, names in off.items():
+            logger.info("speed: off, since %s: %s", reason, ", ".join(names))
+
+
+ASKED = "asked for"
+
+
+def choose(config: DictConfig, world_size: int) -> Recipe:
+    """The recipe as far as the configuration decides it."""
+    level = config.speed
+    params = config.trainer.params
+    switches: dict[str, Switch] = {}
+    for name in SWITCHES:
+        asked = config.speed_switches[name]
+        if asked is not None:
+            switches[name] = Switch(bool(asked), ASKED if asked else "switched off")
+        else:
+            on = _has(level, name)
+            switches[name] = Switch(on, f"speed={level}")
+    recipe = Recipe(level, switches)
+    if params.accelerator == "cpu":
+        for name in SWITCHES:
+            if name != "operators" or config.speed_switches[name] is None:
+                recipe.turn_off(name, "it is for GPUs")
+        return recipe
+    if not str(params.precision).startswith("bf16"):
+        recipe.turn_off("bf16", f"trainer.params.precision={params.precision}")
+    if world_size == 1 or not str(params.strategy).startswith("ddp"):
+        recipe.turn_off(
+            "ddp", "there is one rank" if world_size == 1 else "the strategy is not DDP"
+        )
+    for reason in _against_graph(config):
+        recipe.turn_off("graph", reason)
+    if params.get("deterministic"):
+        recipe.turn_off("cudnn_benchmark", "trainer.params.deterministic is on")
+    return recipe
+
+
+def _has(level: str, name: str) -> bool:
+    return LEVELS.index(level) >= LEVELS.index(SWITCHES[name][0])
+
+
+def _against_graph(config: DictConfig) -> Iterator[str]:
+    params = config.trainer.params
+    if str(params.precision).startswith("16-"):
+        yield f"the loss scaler of precision={params.precision} waits for the GPU in each step"
+    if not str(params.strategy).startswith("ddp"):
+        yield f"strategy={params.strategy} takes its own steps"
+    elif "find_unused" in str(params.strategy):
+        yield f"strategy={params.strategy} looks for unused parameters in each step"
+    if params.accumulate_grad_batches != 1:
+        yield f"a step accumulates {params.accumulate_grad_batches} batches"
