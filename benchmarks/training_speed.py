@@ -13,6 +13,7 @@ waits for its next batch.
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -172,7 +173,7 @@ def main() -> None:
                     name = f"NAVSIM, {detail} workers"
                 else:
                     switches = [f"speed={level}", *(detail.split("+") if detail else [])]
-                    result = bench.convoy(batch, side.replace(":", "-"), switches, shards=True)
+                    result = bench.convoy(batch, re.sub(r"\W", "-", side), switches, shards=True)
                     name = f"Convoy, speed={level} {detail}".rstrip()
                 first = first or result["samples_per_s"]
                 results[f"{side} b{batch}"] = result

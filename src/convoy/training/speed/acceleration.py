@@ -123,11 +123,13 @@ class Acceleration(pl.Callback):
         self._steps_itself = self.recipe["graph"]
 
     def _compile(self, cache: Path) -> None:
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+        # Not setdefault: importing torch's compiler sets a folder of this node's.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
         logger.info(
             "speed: the first step waits for the compiler, up to 3 minutes where %s does not hold "
-            "this agent, batch size and card", os.environ["TORCHINDUCTOR_CACHE_DIR"],
-        )  # fmt: skip
+            "this agent, batch size and card",
+            cache,
+        )
         self._compiled = torch.compile(self._agent.forward, dynamic=False)
 
     def _whole_step(self, trainer: pl.Trainer, loss: Loss, eager_loss: Loss) -> WholeStep:
