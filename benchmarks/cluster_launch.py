@@ -106,14 +106,13 @@ def bare(cluster: Cluster, nodes: int, overrides: list[str], index: int) -> floa
         f"--rdzv-id={index}",
         "-m",
         "convoy.launch.rank",
+        f"--run-dir={run_dir}",
         *overrides,
-        f"run_dir={run_dir}",
     ]
-    environment = ["OMP_NUM_THREADS=1", f"CONVOY_RUN_DIR={run_dir}"]
     started = time.time()
     cluster.run(
         "env",
-        *environment,
+        "OMP_NUM_THREADS=1",
         "srun",
         f"--nodes={nodes}",
         "--ntasks-per-node=1",

@@ -1,4 +1,4 @@
-"""Samples/s of `convoy.train` against a bare PyTorch DDP loop with the same agent, data and loader,
+"""Samples/s of `convoy train` against a bare PyTorch DDP loop with the same agent, data and loader,
 in turn.
 
 python benchmarks/framework_overhead.py --processes 2            # CPU
@@ -64,7 +64,7 @@ def main() -> None:
         "ratio_median": statistics.median(ratios),
     }
     title = f"samples/s, {args.processes} process(es), {args.accelerator}"
-    print_report(title, ("", "bare DDP", "convoy.train", "ratio"), rows, record, args.json)
+    print_report(title, ("", "bare DDP", "convoy train", "ratio"), rows, record, args.json)
 
 
 if __name__ == "__main__":

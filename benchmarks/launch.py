@@ -75,7 +75,7 @@ def bare(size: Size) -> Timing:
 
 
 def convoy(size: Size) -> Timing:
-    """`convoy.train`, as the entrypoint starts it."""
+    """A rank of Convoy's, as `convoy train` starts it."""
     with tempfile.TemporaryDirectory() as folder:
         held_out = _held_out(size.cache)
         train = sorted(path.name for path in size.cache.iterdir() if path.name not in held_out)

@@ -6,10 +6,9 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -186,27 +185,21 @@ CPU = (
 
 @pytest.fixture
 def train(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `entrypoint/train.sh` on the CPU with this Python; output and errors in one string."""
+    """Run `convoy train` on the CPU with this Python; output and errors in one string."""
 
     def run(
         *overrides: str,
         processes: int = 1,
-        launch: Mapping[str, str] = MappingProxyType({}),
+        by_hand: Sequence[str] = (),
         timeout: int = 300,
     ) -> subprocess.CompletedProcess[str]:
-        environment = (
-            os.environ
-            | launch
-            | {
-                "CONVOY_PROCESSES_PER_NODE": str(processes),
-                "CONVOY_LOCAL_ADDR": "127.0.0.1",
-                "NAVSIM_EXP_ROOT": str(tmp_path / "exp"),
-                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-                "PYTHONPATH": str(ROOT / "src"),
-            }
-        )
+        environment = os.environ | {
+            "CONVOY_PROCESSES_PER_NODE": str(processes),
+            "NAVSIM_EXP_ROOT": str(tmp_path / "exp"),
+            "PYTHONPATH": str(ROOT / "src"),
+        }
         return subprocess.run(
-            [ROOT / "entrypoint/train.sh", *CPU, *overrides],
+            [sys.executable, "-m", "convoy.commands", "train", *by_hand, "--", *CPU, *overrides],
             env=environment,
             cwd=tmp_path,
             text=True,

@@ -1,7 +1,7 @@
 import pytest
 
 from convoy.errors import ConvoyError
-from convoy.topology import Launch, Topology, expand_hosts
+from convoy.topology import Agreement, Launch, Topology, agreed_launch, expand_hosts, visible_gpus
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "77_0",
@@ -19,7 +19,7 @@ def test_torchrun_gives_ranks_and_node_count():
     topology = Topology.from_environment(TORCHRUN | {"SLURM_JOB_ID": "77"})
     assert (topology.rank, topology.local_rank, topology.node_rank) == (5, 1, 1)
     assert (topology.world_size, topology.local_world_size, topology.num_nodes) == (8, 4, 2)
-    assert (topology.launcher, topology.run_id, topology.job_id) == ("torchrun", "77_0", "77")
+    assert (topology.launcher, topology.start, topology.job_id) == ("torchrun", "77_0", "77")
     assert topology.restart_count == 1
     assert not topology.is_rank_zero
 
@@ -29,10 +29,6 @@ def test_alone_without_variables():
     assert (topology.rank, topology.world_size, topology.num_nodes) == (0, 1, 1)
     assert topology.launcher == "alone"
     assert topology.job_id is None
-
-
-def test_torchruns_default_run_id_is_no_name():
-    assert Topology.from_environment(TORCHRUN | {"TORCHELASTIC_RUN_ID": "none"}).run_id is None
 
 
 def test_inside_an_allocation_without_srun_is_alone():
@@ -77,51 +73,102 @@ STEP = {
 }
 
 
-def test_a_launch_alone_has_a_rank_per_gpu_and_at_least_one():
-    assert [Launch.from_environment({}, gpus).processes for gpus in (0, 1, 8)] == [1, 1, 8]
-    launch = Launch.from_environment({}, 8)
-    assert (launch.nodes, launch.endpoint, launch.is_host, launch.run_id) == (1, None, None, None)
-    assert launch.where.startswith("alone on ") and launch.where.endswith(": 8 rank(s)")
+JOB = STEP | {
+    "SLURM_JOB_NODELIST": "gl[001,006]",
+    "SLURM_JOB_NUM_NODES": "2",
+    "SLURM_RESTART_COUNT": "3",
+}
+
+
+@pytest.mark.parametrize(("visible", "ranks"), [("", 1), ("0", 1), ("0,1,2", 3), ("-1", 1)])
+def test_a_launch_alone_has_a_rank_per_gpu_and_at_least_one(visible, ranks):
+    launch = Launch.from_environment({"CUDA_VISIBLE_DEVICES": visible})
+    assert (launch.kind, launch.nodes, launch.endpoint, launch.is_host) == ("alone", 1, None, True)
+    assert launch.where.startswith("alone on ") and launch.where.endswith(f": {ranks} rank(s)")
+    assert launch.processes == ranks
+
+
+def test_gpus_are_counted_by_the_driver_s_tool(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA L40S'; echo 'GPU 1: NVIDIA L40S'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert visible_gpus({}) == 2
 
 
 def test_a_launch_under_srun_reads_the_step():
-    launch = Launch.from_environment(STEP, 0)
-    assert (launch.nodes, launch.processes, launch.run_id) == (2, 4, "12.0")
+    launch = Launch.from_environment(STEP)
+    assert (launch.kind, launch.nodes, launch.processes, launch.start) == ("srun", 2, 4, "12.0-0")
     assert (launch.endpoint, launch.is_host, launch.peer) == ("gl001", False, "gl001")
-    first = Launch.from_environment(STEP | {"SLURM_NODEID": "0", "SLURMD_NODENAME": "gl001"}, 0)
-    assert (first.is_host, first.peer) == (True, "gl006")
+    first = Launch.from_environment(STEP | {"SLURM_NODEID": "0", "SLURMD_NODENAME": "gl001"})
+    assert (first.is_host, first.peer, first.start) == (True, "gl006", launch.start)
 
 
-def test_launch_facts_go_before_the_step():
-    given = {
-        "CONVOY_NODES": "2",
-        "CONVOY_RDZV_ENDPOINT": "10.0.0.1:61000",
-        "CONVOY_RDZV_IS_HOST": "0",
-        "CONVOY_RUN_ID": "12-0",
-        "CONVOY_PROCESSES_PER_NODE": "3",
-        "CONVOY_HOSTS": "gl001 gl006",
-    }
-    launch = Launch.from_environment(STEP | given, 8)
-    assert (launch.nodes, launch.processes, launch.endpoint) == (2, 3, "10.0.0.1:61000")
-    assert (launch.is_host, launch.peer, launch.run_id) == (False, "gl001", "12-0")
+def test_a_job_takes_all_of_its_nodes_whatever_the_step():
+    """The rendezvous step has one task on the first node."""
+    one = JOB | {"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "1"}
+    first = Launch.of_job(one | {"SLURMD_NODENAME": "gl001"})
+    assert (first.nodes, first.hosts, first.is_host) == (2, ("gl001", "gl006"), True)
+    assert (first.start, first.peer, first.endpoint) == ("12-3", "gl006", None)
+    agreement = Agreement("12-3", "10.0.0.1:61000", "/scratch/run")
+    second = agreed_launch(JOB, agreement)
+    assert (second.is_host, second.peer, second.endpoint) == (False, "gl001", "10.0.0.1:61000")
+    assert second.start == first.start and second.job == "12"
+
+
+def test_a_job_without_gpus_is_refused():
+    with pytest.raises(ConvoyError, match="job 12 has no GPUs.*CONVOY_PROCESSES_PER_NODE"):
+        Launch.of_job({**JOB, "SLURM_GPUS_ON_NODE": ""})
+    assert Launch.of_job(JOB | {"CONVOY_PROCESSES_PER_NODE": "3"}).processes == 3
+
+
+def test_several_nodes_by_hand():
+    given = {"CONVOY_PROCESSES_PER_NODE": "2"}
+    first, second = (Launch.by_hand(given, 2, rank, "[fd00::1]:29400", "a") for rank in (0, 1))
+    assert (first.is_host, second.is_host) == (True, False)
+    assert first.peer == second.peer == "fd00::1" and first.processes == 2
+
+
+@pytest.mark.parametrize("path", ["/plain", "/with space", "/new\nline LD_PRELOAD=x", "/quo'te\""])
+def test_an_agreement_is_one_line_whatever_is_in_a_path(path):
+    agreement = Agreement("12-0", "10.0.0.1:61000", path)
+    assert "\n" not in agreement.to_text()
+    assert Agreement.from_text(agreement.to_text()) == agreement
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "welcome to the cluster",
+        "[]",
+        "{}",
+        '{"start": "1", "endpoint": "a:1"}',
+        '{"start": "1", "endpoint": "a:1", "run_dir": 5}',
+        '{"start": "1", "endpoint": "a:1", "run_dir": "/r", "LD_PRELOAD": "x"}',
+    ],
+)
+def test_anything_else_is_not_an_agreement(text):
+    with pytest.raises(ConvoyError, match="What the first node agreed on cannot be read"):
+        Agreement.from_text(text)
 
 
 def test_several_tasks_on_a_node_are_refused():
     with pytest.raises(ConvoyError, match="4 tasks on 2 node.*--ntasks-per-node=1"):
-        Launch.from_environment(STEP | {"SLURM_STEP_NUM_TASKS": "4"}, 0)
+        Launch.from_environment(STEP | {"SLURM_STEP_NUM_TASKS": "4"})
 
 
 def test_in_a_job_without_srun_the_other_nodes_are_mentioned():
     job = {"SLURM_JOB_ID": "12", "SLURM_JOB_NUM_NODES": "4", "SLURM_GPUS_ON_NODE": "4"}
-    launch = Launch.from_environment(job, 0)
+    launch = Launch.from_environment(job)
     assert launch.nodes == 1 and launch.processes == 4
     assert "SLURM job 12, alone on" in launch.where and "all 4 nodes" in launch.where
 
 
 @pytest.mark.parametrize("value", ["0", "two", "-1"])
-def test_a_launch_fact_that_is_no_number(value):
-    with pytest.raises(ConvoyError, match=f"CONVOY_NODES={value} must be a whole number"):
-        Launch.from_environment({"CONVOY_NODES": value}, 0)
+def test_a_setting_that_is_not_a_number(value):
+    with pytest.raises(ConvoyError, match=f"CONVOY_PROCESSES_PER_NODE={value} must be a whole"):
+        Launch.from_environment({"CONVOY_PROCESSES_PER_NODE": value})
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,17 @@
-"""Where this process stands among the others: the one module that reads scheduler and torchrun
-variables."""
+"""Where this process stands among the others.
 
+The one module that reads the variables of scheduler, torchrun and launch.
+"""
+
+import json
 import os
 import re
 import socket
+import subprocess
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime
 
 from convoy.errors import ConvoyError
 
@@ -16,8 +20,8 @@ from convoy.errors import ConvoyError
 class Topology:
     """Ranks and sizes of one training process, and the names that its run goes by.
 
-    `job_id` is the scheduler's (`<job>_<task>` in an array), the same after every requeue; `run_id`
-    is torchrun's. Both are None where nobody set one.
+    `job_id` is the scheduler's (`<job>_<task>` in an array), the same after every requeue, None
+    outside of a job. `start` names this start of the run, the same for all of its ranks.
     """
 
     rank: int = 0
@@ -28,7 +32,7 @@ class Topology:
     num_nodes: int = 1
     restart_count: int = 0
     launcher: str = "alone"
-    run_id: str | None = None
+    start: str = "alone"
     job_id: str | None = None
     host: str = "localhost"
 
@@ -41,17 +45,12 @@ class Topology:
 
     @classmethod
     def planned(
-        cls,
-        num_nodes: int,
-        processes_per_node: int,
-        environment: Mapping[str, str] = MappingProxyType({}),
-        run_id: str | None = None,
+        cls, num_nodes: int, processes_per_node: int, start: str = "planned", job: str | None = None
     ) -> "Topology":
-        """The topology that a launch of this size will have, seen from rank 0; `environment` names
-        the job."""
+        """The topology that a launch of this size will have, seen from rank 0."""
         return cls(
-            job_id=_job_id(environment),
-            run_id=run_id,
+            job_id=job,
+            start=start,
             world_size=num_nodes * processes_per_node,
             local_world_size=processes_per_node,
             num_nodes=num_nodes,
@@ -65,9 +64,8 @@ class Topology:
         Raises ConvoyError where several processes were started without torchrun, since each of them
         would train a model of its own.
         """
-        alone = cls(job_id=_job_id(environment), host=socket.gethostname())
+        alone = cls(start=_by_time(), job_id=_job_id(environment), host=socket.gethostname())
         if "TORCHELASTIC_RUN_ID" in environment:
-            run_id = environment["TORCHELASTIC_RUN_ID"]
             return replace(
                 alone,
                 rank=int(environment["RANK"]),
@@ -78,19 +76,18 @@ class Topology:
                 num_nodes=int(environment["GROUP_WORLD_SIZE"]),
                 restart_count=int(environment["TORCHELASTIC_RESTART_COUNT"]),
                 launcher="torchrun",
-                run_id=None if run_id == "none" else run_id,
+                start=environment["TORCHELASTIC_RUN_ID"],
             )
         tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
         if tasks > 1:
             raise ConvoyError(
                 f"srun started {tasks} tasks of the training program itself. Start one task per "
-                "node and let torchrun start the ranks: srun --ntasks-per-node=1 "
-                "entrypoint/train.sh …"
+                "node and let torchrun start the ranks: srun --ntasks-per-node=1 convoy train …"
             )
         if int(environment.get("WORLD_SIZE", "1")) > 1:
             raise ConvoyError(
                 f"WORLD_SIZE is {environment['WORLD_SIZE']}, but torchrun did not start this "
-                "process. Start it with entrypoint/train.sh (or torchrun), or unset WORLD_SIZE."
+                "process. Start it with convoy train (or torchrun), or unset WORLD_SIZE."
             )
         return alone
 
@@ -123,18 +120,13 @@ class Task:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Task":
-        """Read what slurm/prepare.slurm hands into the container, else srun's variables; else the
-        task is alone."""
+        """Read srun's variables; without them the task is alone."""
         job = _job_id(environment)
-        if "CONVOY_TASKS" in environment:
-            count, start = int(environment["CONVOY_TASKS"]), environment["CONVOY_RUN_ID"]
-            restart = int(environment.get("CONVOY_RESTART", "0"))
-        elif job is not None and "SLURM_STEP_ID" in environment:
-            count = int(environment["SLURM_STEP_NUM_TASKS"])
-            restart = int(environment.get("SLURM_RESTART_COUNT", "0"))
-            start = f"{job}.{environment['SLURM_STEP_ID']}-{restart}"
-        else:
+        if job is None or "SLURM_STEP_ID" not in environment:
             return cls(f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}", job=job)
+        count = int(environment["SLURM_STEP_NUM_TASKS"])
+        restart = _restart(environment)
+        start = f"{job}.{environment['SLURM_STEP_ID']}-{restart}"
         return cls(start, int(environment["SLURM_PROCID"]), count, job, restart)
 
 
@@ -145,94 +137,174 @@ def gpus_of_node(environment: Mapping[str, str]) -> int | None:
 
 
 @dataclass(frozen=True)
-class Launch:
-    """How this node takes part in a launch, before torchrun starts its ranks. `where` says so in
-    one line.
+class Agreement:
+    """What a job's first node finds out once for all of its nodes: the name of the start, where
+    torchrun's agents meet, and the run directory."""
 
-    `endpoint` is None where the node is alone; `peer` is another node's name or address, to choose
-    an interface by; `is_host` tells whether the rendezvous is on this node, None leaves that to
-    torchrun.
+    start: str
+    endpoint: str
+    run_dir: str
+
+    def to_text(self) -> str:
+        """One line, whatever is in a path."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_text(cls, text: str) -> "Agreement":
+        """Raises ConvoyError for anything but what `to_text` writes."""
+        try:
+            content = json.loads(text)
+            if content.keys() != {field.name for field in fields(cls)}:
+                raise ValueError(f"it has the keys {', '.join(content)}")
+            if not all(isinstance(value, str) and value for value in content.values()):
+                raise ValueError("every value must be a text")
+        except (ValueError, AttributeError) as error:
+            raise ConvoyError(
+                f"What the first node agreed on cannot be read ({error}): expected one line of "
+                f"`convoy rendezvous`, got {text[:200]!r}."
+            ) from error
+        return cls(**content)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How this node takes part in a start of a run, before torchrun starts its ranks.
+
+    `kind` is alone, by hand, srun or job. `endpoint` is host:port of the rendezvous, a host alone
+    where the nodes have no way to agree on a port, None where the node is alone. `peer` is another
+    node's name or address, to choose an interface by. `is_host`: the rendezvous is on this node.
     """
 
+    kind: str
     nodes: int
     processes: int
     where: str
+    start: str
+    hosts: tuple[str, ...]
+    is_host: bool = True
     endpoint: str | None = None
-    is_host: bool | None = None
     peer: str | None = None
-    run_id: str | None = None
-    local_address: str | None = None
+    job: str | None = None
+
+    @property
+    def planned(self) -> Topology:
+        """The topology of the ranks to come."""
+        return Topology.planned(self.nodes, self.processes, self.start, self.job)
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str], gpus: int) -> "Launch":
-        """Read Convoy's own launch facts, else those of an srun task, else the node is alone.
+    def of_job(cls, environment: Mapping[str, str], endpoint: str | None = None) -> "Launch":
+        """All nodes of a SLURM job, as slurm/launch.sh starts them; `endpoint` as agreed.
 
-        `gpus` are those that the node shows; without any other word there is a rank for each, and
-        at least one. Raises ConvoyError where srun started several tasks on a node: each would
-        start all of its ranks.
+        Raises ConvoyError outside of a job, and for a job without GPUs.
         """
-        job = environment.get("SLURM_JOB_ID")
-        host = environment.get("SLURMD_NODENAME") or socket.gethostname()
-        allocated = environment.get("SLURM_GPUS_ON_NODE", "")
-        processes = (
-            _count(environment, "CONVOY_PROCESSES_PER_NODE")
-            or (int(allocated) if allocated else gpus)
-            or 1
+        job = _job_id(environment)
+        if job is None:
+            raise ConvoyError(
+                "This is not a SLURM job: sbatch slurm/torchrun_2node.slurm …, or convoy train."
+            )
+        processes = _processes(environment) or gpus_of_node(environment)
+        if not processes:
+            raise ConvoyError(
+                f"SLURM job {job} has no GPUs: give --gpus-per-node=4, or "
+                "CONVOY_PROCESSES_PER_NODE for CPU ranks."
+            )
+        hosts = tuple(expand_hosts(environment["SLURM_JOB_NODELIST"]))
+        host = environment["SLURMD_NODENAME"]
+        return cls(
+            "job",
+            len(hosts),
+            processes,
+            f"SLURM job {job}: {len(hosts)} node(s) x {processes} rank(s)",
+            f"{job}-{_restart(environment)}",
+            hosts,
+            is_host=host == hosts[0],
+            endpoint=endpoint,
+            peer=_peer(hosts, host),
+            job=job,
         )
-        tasks, step_nodes = (
-            int(environment.get(f"SLURM_STEP_NUM_{what}", "1")) for what in ("TASKS", "NODES")
+
+    @classmethod
+    def by_hand(
+        cls, environment: Mapping[str, str], nodes: int, node_rank: int, endpoint: str, start: str
+    ) -> "Launch":
+        """One of `nodes` nodes that a person starts, each with the same `endpoint` and `start`."""
+        processes = _processes(environment) or visible_gpus(environment) or 1
+        return cls(
+            "by hand",
+            nodes,
+            processes,
+            f"by hand: node {node_rank} of {nodes} x {processes} rank(s)",
+            start,
+            (socket.gethostname(),),
+            is_host=node_rank == 0,
+            endpoint=endpoint,
+            peer=endpoint.rpartition(":")[0].strip("[]"),
+            job=_job_id(environment),
+        )
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> "Launch":
+        """This node's part of an srun step, else the node is alone.
+
+        Raises ConvoyError where srun started several tasks on a node: each would start all ranks.
+        """
+        job = _job_id(environment)
+        host = environment.get("SLURMD_NODENAME") or socket.gethostname()
+        processes = (
+            _processes(environment) or gpus_of_node(environment) or visible_gpus(environment) or 1
         )
         in_step = "SLURM_STEP_ID" in environment
-        if in_step and tasks > step_nodes and tasks > 1:
-            raise ConvoyError(
-                f"srun started {tasks} tasks on {step_nodes} node(s), and torchrun starts the "
-                "ranks: one task per node, srun --ntasks-per-node=1."
-            )
-        named = dict(
-            run_id=environment.get("CONVOY_RUN_ID") or None,
-            local_address=environment.get("CONVOY_LOCAL_ADDR") or None,
+        tasks, nodes = (
+            int(environment.get(f"SLURM_STEP_NUM_{what}", "1")) for what in ("TASKS", "NODES")
         )
-        nodes = _count(environment, "CONVOY_NODES")
-        if nodes is not None:
-            if job and not allocated and not environment.get("CONVOY_PROCESSES_PER_NODE"):
-                raise ConvoyError(
-                    f"SLURM job {job} has no GPUs: give --gpus-per-node=4, or "
-                    "CONVOY_PROCESSES_PER_NODE for CPU ranks."
-                )
-            is_host = environment.get("CONVOY_RDZV_IS_HOST")
-            others = [name for name in environment.get("CONVOY_HOSTS", "").split() if name != host]
-            by = f"SLURM job {job}" if job else "by hand"
+        if in_step and tasks > nodes:
+            raise ConvoyError(
+                f"srun started {tasks} tasks on {nodes} node(s), and torchrun starts the ranks: "
+                "one task per node, srun --ntasks-per-node=1."
+            )
+        if in_step and nodes > 1:
+            hosts = tuple(expand_hosts(environment["SLURM_STEP_NODELIST"]))
             return cls(
+                "srun",
                 nodes,
                 processes,
-                f"{by}: {nodes} node(s) x {processes} rank(s)",
-                endpoint=environment.get("CONVOY_RDZV_ENDPOINT") or None,
-                is_host=None if is_host is None else is_host == "1",
-                peer=others[0] if others else None,
-                **named,
-            )
-        if in_step and step_nodes > 1:
-            hosts = expand_hosts(environment["SLURM_STEP_NODELIST"])
-            step = f"{job}.{environment['SLURM_STEP_ID']}"
-            named["run_id"] = named["run_id"] or step
-            return cls(
-                step_nodes,
-                processes,
-                f"srun in SLURM job {job}: {step_nodes} node(s) x {processes} rank(s)",
+                f"srun in SLURM job {job}: {nodes} node(s) x {processes} rank(s)",
+                f"{job}.{environment['SLURM_STEP_ID']}-{_restart(environment)}",
+                hosts,
+                is_host=host == hosts[0],
                 endpoint=hosts[0],
-                is_host=environment["SLURM_NODEID"] == "0",
-                peer=hosts[1] if environment["SLURM_NODEID"] == "0" else hosts[0],
-                **named,
+                peer=_peer(hosts, host),
+                job=job,
             )
         where = f"alone on {host}: {processes} rank(s)"
         if job:
             where = f"SLURM job {job}, {where}"
-            if int(environment.get("SLURM_JOB_NUM_NODES", "1")) > 1 and not in_step:
-                where += (
-                    "; slurm/launch.sh or srun would take all "
-                    f"{environment['SLURM_JOB_NUM_NODES']} nodes of the job"
-                )
-        return cls(1, processes, where, **named)
+            others = int(environment.get("SLURM_JOB_NUM_NODES", "1"))
+            if others > 1 and not in_step:
+                where += f"; slurm/launch.sh or srun would take all {others} nodes of the job"
+        return cls("alone", 1, processes, where, _by_time(), (host,), job=job)
+
+
+def agreed_launch(environment: Mapping[str, str], agreement: Agreement) -> Launch:
+    """This node's part of a job's start."""
+    return replace(Launch.of_job(environment, agreement.endpoint), start=agreement.start)
+
+
+def visible_gpus(environment: Mapping[str, str]) -> int:
+    """GPUs that this process may use, counted without torch."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([d for d in visible.split(",") if d.strip() not in {"", "-1"}])
+    try:
+        listed = subprocess.run(["nvidia-smi", "--list-gpus"], text=True, capture_output=True)
+    except FileNotFoundError:
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def rendezvous_port(environment: Mapping[str, str]) -> int | None:
+    """CONVOY_RDZV_PORT, the port that a site wants the rendezvous on, or None."""
+    return _count(environment, "CONVOY_RDZV_PORT")
 
 
 def is_first_task(environment: Mapping[str, str]) -> bool:
@@ -243,7 +315,7 @@ def is_first_task(environment: Mapping[str, str]) -> bool:
 def expand_hosts(names: str) -> list[str]:
     """The hosts of a SLURM list, `gl[001,006-008],h1` for example, in its order.
 
-    For where scontrol is not, in the container; on a node the launch asks scontrol.
+    The container has no scontrol to ask.
     """
     hosts: list[str] = []
     for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", names):
@@ -277,3 +349,19 @@ def _job_id(environment: Mapping[str, str]) -> str | None:
     if "SLURM_ARRAY_JOB_ID" in environment and "SLURM_ARRAY_TASK_ID" in environment:
         return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
     return environment.get("SLURM_JOB_ID")
+
+
+def _processes(environment: Mapping[str, str]) -> int | None:
+    return _count(environment, "CONVOY_PROCESSES_PER_NODE")
+
+
+def _restart(environment: Mapping[str, str]) -> int:
+    return int(environment.get("SLURM_RESTART_COUNT", "0"))
+
+
+def _peer(hosts: Sequence[str], own: str) -> str | None:
+    return next((host for host in hosts if host != own), None)
+
+
+def _by_time() -> str:
+    return datetime.now().strftime("%Y%m%d-%H%M%S")

@@ -49,7 +49,6 @@ def test_two_processes_train(run, workspace: Path):
     options = (
         f"--volume={workspace}:/out",
         "--env=CONVOY_PROCESSES_PER_NODE=2",
-        "--env=CONVOY_LOCAL_ADDR=127.0.0.1",
     )
     run("synth", "/out/cache", "--samples", "32", "--logs", "4", options=options)
     output = run(

@@ -89,17 +89,15 @@ def test_nodes_with_different_arguments_are_refused(settings, train, tmp_path):
     trained."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        rendezvous = {
-            "CONVOY_NODES": "2",
-            "CONVOY_RDZV_ENDPOINT": f"127.0.0.1:{probe.getsockname()[1]}",
-        }
+        port = probe.getsockname()[1]
+    by_hand = ("--nodes=2", f"--rendezvous=127.0.0.1:{port}", "--start=differing")
     with ThreadPoolExecutor(2) as background:
         nodes = [
             background.submit(
                 train,
                 *settings,
                 f"seed={node}",
-                launch=rendezvous | {"CONVOY_RDZV_IS_HOST": str(int(node == 0))},
+                by_hand=(*by_hand, f"--node-rank={node}"),
             )
             for node in range(2)
         ]

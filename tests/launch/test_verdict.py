@@ -6,10 +6,10 @@ from convoy.run.layout import RunDirectory
 
 
 def records(tmp_path, *found: Failure) -> list[Failure]:
-    place = verdict.folder(tmp_path, "77-0")
+    run = RunDirectory(tmp_path)
     for failure in found:
-        verdict.write(place, failure)
-    return verdict.read(place)
+        verdict.write(run, "77-0", failure)
+    return verdict.read(run, "77-0")
 
 
 def test_the_cause_comes_before_its_consequences_even_by_a_late_clock(tmp_path):
@@ -68,3 +68,10 @@ def test_a_mistake_is_one_line_and_the_other_ranks_that_say_the_same(tmp_path):
         "convoy: rank 1 on a failed first: no GPU on a",
         "  the same on rank 0, 2",
     ]
+
+
+def test_records_that_a_full_disk_left_empty_are_no_obstacle(tmp_path):
+    run = RunDirectory(tmp_path)
+    verdict.write(run, "77-0", Failure(1, "a", 1.0, 1, "ValueError: x"))
+    run.failure("77-0", 0).write_text("")
+    assert [failure.rank for failure in verdict.read(run, "77-0")] == [1]

@@ -73,5 +73,5 @@ def test_a_given_directory_wins(tmp_path):
 
 def test_without_a_job_the_time_names_it(monkeypatch):
     monkeypatch.delenv("NAVSIM_EXP_ROOT", raising=False)
-    root = choose_root(settings(), Topology())
+    root = choose_root(settings(), Topology.from_environment({}))
     assert re.fullmatch(r"\d{8}-\d{6}", root.name)

@@ -97,6 +97,16 @@ def test_a_busy_port(testbed):
     testbed.assert_nothing_left()
 
 
+def test_a_greeting_of_the_site_does_no_harm(testbed):
+    """A TaskProlog may print on the output of every task, that of the rendezvous step too."""
+    greeting = "echo 'print Welcome; CONVOY_RUN_DIR=/tmp'; printf 'print no end of line'"
+    made = f"printf '#!/bin/sh\\n%s\\n' \"$1\" > /scratch/greet; chmod 755 /scratch/greet"
+    assert testbed.run("bash", "-c", made, "bash", greeting).code == 0
+    job = testbed.sbatch(TWO, *SHORT, environment={"SLURM_TASK_PROLOG": "/scratch/greet"})
+    assert job.code == 0, job.log
+    assert "Welcome" in job.log and f"run directory /scratch/exp/train/{job.id}" in job.log
+
+
 def test_a_gpu_that_torch_does_not_see(testbed):
     """The testbed's site file says accelerator=cpu; a job that wants its GPUs all the same is not
     moved to the CPU."""
@@ -186,7 +196,7 @@ def test_a_warned_requeued_and_cancelled_job(testbed):
         json.loads(line)
         for line in testbed.read(f"/scratch/exp/train/{job}/launches.jsonl").splitlines()
     ]
-    assert [launch["run_id"] for launch in launches] == [f"{job}-0", f"{job}-1"]
+    assert [launch["start"] for launch in launches] == [f"{job}-0", f"{job}-1"]
     assert testbed.processes()
     assert testbed.run("scancel", job).code == 0
     testbed.assert_nothing_left()

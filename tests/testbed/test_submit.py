@@ -1,10 +1,12 @@
 """`convoy submit` on a real SLURM: what would fail after queueing is told before it, and nothing is
 queued."""
 
-import hashlib
 import json
+from dataclasses import asdict
 
 import pytest
+
+from convoy.run.progress import RunProgress
 
 SHORT = (
     "cache_path=/scratch/cache",
@@ -37,7 +39,7 @@ def queued(testbed) -> str:
             (),
             (),
             {"CONVOY_IMAGE": "/scratch/gone.sif"},
-            "The image /scratch/gone.sif cannot be read",
+            "There is no image /scratch/gone.sif",
         ),
         ((), ("cache_path=/scratch/gone",), {}, "cache_path=/scratch/gone is not a directory"),
         (
@@ -89,8 +91,12 @@ def test_a_run_that_cannot_be_gone_on_with(testbed, submit):
     """The run directory belongs to another configuration, or says itself that the time will not
     do."""
     folder = "/scratch/submitted"
-    said = "2026 gl001 [0] convoy: epoch 3  step 40/400  loss 1.0  9.1 samples/s  ETA 30:00:00"
-    files = f"mkdir -p {folder}/logs; echo 'seed: 7' > {folder}/config.yaml; echo '{said}' > {folder}/logs/rank-000.log"
+    progress = RunProgress("1-0", 40, 400, 3, 1.0, 9.1, 108000.0, 1e9)
+    said = json.dumps(asdict(progress))
+    files = (
+        f"mkdir -p {folder}; echo 'seed: 7' > {folder}/config.yaml; "
+        f"echo '{said}' > {folder}/progress.json"
+    )
     made = testbed.run("bash", "-c", files)
     assert made.code == 0
     other = submit("--", *SHORT, f"run_dir={folder}")
@@ -119,7 +125,9 @@ def test_a_dry_run_is_a_text_that_sbatch_accepts(testbed, submit):
     assert done.code == 0, done.out
     assert "sbatch --nodes=3 --partition=h200 " in done.out and "sha256:" in done.out
     assert "#SBATCH --nodes=3\n" in done.out and "#SBATCH --partition=h200\n" in done.out
-    piped = 'PYTHONPATH=src python3 -m convoy.commands submit "$@" 2> /dev/null | sbatch --test-only'
+    piped = (
+        'PYTHONPATH=src python3 -m convoy.commands submit "$@" 2> /dev/null | sbatch --test-only'
+    )
     tested = testbed.run(
         "env", f"CONVOY_IMAGE={testbed.image}", "bash", "-c", piped, "bash", *arguments
     )
@@ -155,6 +163,13 @@ def test_it_submits_and_the_run_records_the_images_digest(testbed, submit):
     job = testbed.wait(submitted.removeprefix("Submitted batch job "))
     assert job.code == 0, job.log
     launched = json.loads(testbed.read(f"/scratch/exp/train/{job.id}/launches.jsonl"))
-    with testbed.image.open("rb") as file:
-        assert launched["image_sha256"] == hashlib.file_digest(file, "sha256").hexdigest()
+    built = testbed.run("apptainer", "exec", str(testbed.image), "convoy", "image", "manifest")
+    manifest = json.loads(built.out)
+    assert launched["software"] == {
+        "image": manifest["digest"],
+        "lock": manifest["lock"],
+        "convoy": manifest["commit"],
+        "navsim": manifest["sources"]["navsim"],
+    }
+    assert launched["kind"] == "job" and launched["start"] == f"{job.id}-0"
     assert launched["overrides"][-len(SHORT) :] == list(SHORT)

@@ -6,8 +6,6 @@ be inherited from, so an agent can be trained without NAVSIM being installed.
 
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
-
 
 @runtime_checkable
 class Builder(Protocol):
@@ -22,25 +20,31 @@ class Builder(Protocol):
 class TrainableAgent(Protocol):
     """A `torch.nn.Module` with these methods.
 
-    `features`, `targets` and `predictions` are dicts of tensors with the batch in dimension 0;
-    their keys are those that the agent's own builders write. `predictions["trajectory"]` and
-    `targets["trajectory"]`, where present, are (batch, poses, 3): x and y in metres and heading in
-    radians, in the ego frame (x ahead, y left).
+    `features` and `targets` are what NAVSIM's collating makes of the builders' dicts: tensors with
+    the batch in dimension 0, and dicts and lists of those. Their keys are those that the agent's
+    own builders write. `predictions["trajectory"]` and `targets["trajectory"]`, where present, are
+    (batch, poses, 3): x and y in metres and heading in radians, in the ego frame (x ahead, y left).
     """
 
     def get_feature_builders(self) -> list[Builder]: ...
 
     def get_target_builders(self) -> list[Builder]: ...
 
-    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]: ...
+    def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+        """Predictions. A parameter that is named `targets` is given the targets."""
+        ...
 
     def compute_loss(
         self,
-        features: dict[str, Tensor],
-        targets: dict[str, Tensor],
-        predictions: dict[str, Tensor],
-    ) -> Tensor:
-        """Scalar loss of the batch, averaged over the samples."""
+        features: dict[str, Any],
+        targets: dict[str, Any],
+        predictions: dict[str, Any],
+    ) -> Any:
+        """Scalar loss of the batch, averaged over the samples: a tensor, a dict with it under
+        "loss", or a tuple that begins with it; other scalars with it are logged by their names.
+
+        A parameter that is named `tokens` is given the samples' tokens, a list of strings.
+        """
         ...
 
     def get_optimizers(self) -> Any:

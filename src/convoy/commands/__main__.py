@@ -11,6 +11,7 @@ from convoy.errors import ConvoyError
 
 # Name, the module with its `add_arguments` and `run`, and one line of help.
 COMMANDS = (
+    ("train", "convoy.commands.train", "train on this node, a rank per GPU"),
     ("synth", "convoy.commands.synth", "write a synthetic data set in NAVSIM's cache format"),
     ("prepare", "convoy.commands.prepare", "pack a split's features and targets into shards"),
     ("data", "convoy.commands.data", "look into packed shards: info, verify, ls"),
@@ -39,19 +40,13 @@ COMMANDS = (
         "convoy.commands.rendezvous",
         "what slurm/launch.sh asks on the first node of a job",
     ),
-    ("failure", "convoy.commands.failure", "the rank that failed first in a start of a run"),
+    ("verdict", "convoy.commands.verdict", "the rank that failed first in a start of a run"),
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the process's exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments[:1] == ["train"] and not {"-h", "--help"} & set(arguments[1:2]):
-        from convoy.launch.rank import (
-            main as train,  # its arguments are Hydra's, passed on untouched
-        )
-
-        return train(arguments[1:])
     parser = _parser(arguments[:1])
     parsed, rest = parser.parse_known_args(arguments)
     # argparse does not take overrides before and after an option.
@@ -75,13 +70,6 @@ def _parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"convoy {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    train = commands.add_parser(
-        "train",
-        help="train on this machine (several ranks: entrypoint/train.sh)",
-        description="Arguments are those of NAVSIM's run_training (Hydra overrides), for example: "
-        "agent=transfuser_agent cache_path=/data/cache global_batch=64",
-    )
-    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     for name, module, summary in COMMANDS:
         sub = commands.add_parser(name, help=summary)
         if name in wanted:

@@ -22,7 +22,6 @@ from convoy.errors import ConvoyError, ExitCode
 from convoy.navsim import tree
 from convoy.topology import Topology
 
-ENTRYPOINT = Path(__file__).parents[3] / "entrypoint" / "train.sh"
 NODES, PROCESSES_PER_NODE = 2, 2
 BUILT_IN = "bev_fusion_agent"
 
@@ -117,40 +116,33 @@ def _offline_weights(agent: str, out: Path) -> list[str]:
 
 
 def _train(overrides: list[str]) -> None:
-    """Start the entrypoint once per node, as a cluster would, and wait; the first failure ends
-    both."""
+    """Start `convoy train` once per node, as by hand on two machines, and wait; the first failure
+    ends both."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
-    launch = {
-        "CONVOY_NODES": str(NODES),
-        "CONVOY_PROCESSES_PER_NODE": str(PROCESSES_PER_NODE),
-        "CONVOY_RDZV_ENDPOINT": endpoint,
-        "CONVOY_RUN_ID": "demo",
-        "CONVOY_LOCAL_ADDR": "127.0.0.1",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
     print(
         f"training as {NODES} nodes x {PROCESSES_PER_NODE} processes, rendezvous at {endpoint}",
         flush=True,
     )
+    environment = os.environ | {"CONVOY_PROCESSES_PER_NODE": str(PROCESSES_PER_NODE)}
+    command = [sys.executable, "-m", "convoy.commands", "train", f"--nodes={NODES}"]
+    command += [f"--rendezvous={endpoint}", "--start=demo"]
     nodes: list[subprocess.Popen[Any]] = []
     try:
         for node in range(NODES):
-            environment = os.environ | launch | {"CONVOY_RDZV_IS_HOST": str(int(node == 0))}
-            nodes.append(
-                subprocess.Popen([ENTRYPOINT, *overrides], env=environment, start_new_session=True)
-            )
-        for node in nodes:
-            if node.wait():
+            ranked = [*command, f"--node-rank={node}", "--", *overrides]
+            nodes.append(subprocess.Popen(ranked, env=environment, start_new_session=True))
+        for started in nodes:
+            if started.wait():
                 raise ConvoyError(
-                    f"the training failed with exit code {node.returncode}; the reason is above."
+                    f"the training failed with exit code {started.returncode}; the reason is above."
                 )
     finally:
-        for node in nodes:
-            if node.poll() is None:
-                os.killpg(node.pid, signal.SIGTERM)
-                node.wait()
+        for started in nodes:
+            if started.poll() is None:
+                os.killpg(started.pid, signal.SIGTERM)
+                started.wait()
 
 
 def _plot(overrides: list[str], run_dir: Path, path: Path) -> Path:

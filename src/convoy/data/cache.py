@@ -221,6 +221,11 @@ class CacheDataset(Dataset[Sample | ConvoyError]):
         self.skipped_log = skipped_log
         self.trusted = trusted
 
+    @property
+    def tokens(self) -> list[str]:
+        """Without the logs' names, as NAVSIM's datasets have them."""
+        return [sample.rpartition("/")[2] for sample in self.split.samples]
+
     def __len__(self) -> int:
         return len(self.split.samples)
 

@@ -1,6 +1,6 @@
 """The Lightning data module over a gzip cache or packed shards."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,6 +61,7 @@ class DataModule(pl.LightningDataModule):
             config.seed,
         )
         self.val_order = ValidationOrder(len(val.samples), topology.world_size, topology.rank)
+        self._rank_order: tuple[int, Any] = (-1, None)  # epoch, and this rank's order in it
         if isinstance(train, ShardSplit) and isinstance(val, ShardSplit):
             self._loaders: _Loaders = _ShardLoaders([train, val], builders, config, topology)
         else:
@@ -101,11 +102,28 @@ class DataModule(pl.LightningDataModule):
         left = self.val_order.own_samples - batch_index * self.batches.rank_batch
         return max(0, min(left, self.batches.rank_batch))
 
-    def training_tokens(self, epoch: int, batch_index: int) -> list[str]:
+    def training_samples(self, epoch: int, batch_index: int) -> list[str]:
         """`<log>/<token>` of this rank's training batch, recomputed from the order."""
+        if self._rank_order[0] != epoch:
+            self._rank_order = (epoch, self.train_order.rank_order(epoch))
         start = batch_index * self.batches.rank_batch
-        indices = self.train_order.rank_order(epoch)[start : start + self.batches.rank_batch]
+        indices = self._rank_order[1][start : start + self.batches.rank_batch]
         return [self.train_split.samples[index] for index in indices]
+
+    def validation_tokens(self, batch_index: int, own: int) -> list[str]:
+        """Tokens of the first `own` samples of this rank's validation batch; of all for 0."""
+        size = self.batches.rank_batch
+        indices = list(self.val_order)[batch_index * size : (batch_index + 1) * size]
+        samples = [self.val_split.samples[index] for index in indices[: own or size]]
+        return [sample.rpartition("/")[2] for sample in samples]
+
+    def first_samples(self, count: int, device: torch.device) -> tuple[Sample, list[str]]:
+        """The training split's first samples as a batch on `device`, and their tokens; reads
+        nothing else and stages nothing."""
+        indices = range(min(count, self.batches.rank_batch))
+        batch = self.on_before_batch_transfer(self._loaders.read(self.train_split, indices), 0)
+        tokens = [self.train_split.samples[index].rpartition("/")[2] for index in indices]
+        return self.transfer_batch_to_device(batch, device, 0), tokens
 
     def state_dict(self) -> dict[str, Any]:
         assert self.trainer is not None
@@ -129,6 +147,8 @@ class DataModule(pl.LightningDataModule):
 
 class _Loaders(Protocol):
     def open(self, split: Any, order: Order, batch_size: int) -> Iterable[Batch]: ...
+
+    def read(self, split: Any, indices: Sequence[int]) -> Batch: ...
 
     def close(self) -> None: ...
 
@@ -156,6 +176,10 @@ class _CacheLoaders:
         return DataLoader(
             data, batch_size=batch_size, sampler=order, collate_fn=collate, **self._options
         )
+
+    def read(self, split: Any, indices: Sequence[int]) -> Batch:
+        data = CacheDataset(split, self._builders, self._skipped_log, self._trusted)
+        return collate([data[index] for index in indices])
 
     def close(self) -> None:
         pass
@@ -195,6 +219,10 @@ class _ShardLoaders:
         return ShardLoader(
             split, self._builders, order, batch_size, self._reader, self._prefetch, check
         )
+
+    def read(self, split: Any, indices: Sequence[int]) -> Batch:
+        loader = ShardLoader(split, self._builders, indices, len(indices), self._reader, 1)
+        return loader.read(indices)
 
     def close(self) -> None:
         if self._staging is not None:

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler, Sampler
+from torch.utils.data import BatchSampler, Dataset, Sampler
 
-from convoy.data.cache import Builders
+from convoy.data.batch import sample_at
+from convoy.data.cache import Builders, Sample
 from convoy.data.layout import Field, Layout
 from convoy.data.packed_batch import Column, PackedBatch, columns_of
 from convoy.data.packing import split_record, unpack
@@ -30,16 +31,17 @@ from convoy.errors import ConvoyError
 class ShardLoader:
     """Batches of a split in its sampler's order, for Lightning and for whoever else iterates.
 
-    Iterating again begins again, as a DataLoader does. Whoever takes one batch and goes costs
-    little more than that batch: reading ahead begins with the first one that is taken, and ends at
-    once with the iterator.
+    It looks like a DataLoader where callbacks use one: `dataset`, `batch_size`, `sampler`,
+    `batch_sampler`, its length, and iterating. Iterating again begins again. Whoever takes one
+    batch and goes costs little more than that batch: reading ahead begins with the first one that
+    is taken, and ends at once with the iterator.
     """
 
     def __init__(
         self,
         split: ShardSplit,
         builders: Builders,
-        sampler: Sampler[int],
+        sampler: Sampler[int] | Sequence[int],
         batch_size: int,
         reader: ShardReader,
         prefetch: int,
@@ -53,6 +55,7 @@ class ShardLoader:
             BatchSampler(sampler, batch_size, drop_last=False),
         )
         self.split = split
+        self.batch_size = batch_size
         self._builders, self._reader, self._prefetch, self._check = (
             builders,
             reader,
@@ -62,6 +65,14 @@ class ShardLoader:
         layouts = list(dict.fromkeys(shard.layout for shard in split.shards))
         self._layout_of = np.array([layouts.index(shard.layout) for shard in split.shards])
         self._plans = [_Plan.of(layout, builders, batch_size) for layout in layouts]
+
+    @property
+    def dataset(self) -> "ShardDataset":
+        return ShardDataset(self)
+
+    def read(self, indices: Sequence[int]) -> PackedBatch:
+        """The samples of those indices as a batch, at most `batch_size` of them."""
+        return self._begin(list(indices)).result()
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
@@ -118,6 +129,27 @@ class ShardLoader:
             lambda _: PackedBatch.borrowing(block, pool, plan.columns, size),
             lambda: pool.give_back(block),
         )
+
+
+class ShardDataset(Dataset[Sample]):
+    """The samples of a loader's split by index, as NAVSIM's datasets give them: features and
+    targets of one sample, and `tokens`."""
+
+    def __init__(self, loader: ShardLoader) -> None:
+        self._loader = loader
+
+    @property
+    def tokens(self) -> list[str]:
+        return [sample.rpartition("/")[2] for sample in self._loader.split.samples]
+
+    def __len__(self) -> int:
+        return len(self._loader.split.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        features, targets = self._loader.read([index % len(self)]).decode()
+        return sample_at(0, features), sample_at(0, targets)
 
 
 @dataclass(frozen=True)

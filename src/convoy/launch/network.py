@@ -14,6 +14,7 @@ from convoy.errors import ConvoyError
 # Above Linux's default range for outgoing connections (32768-60999), so that no client's socket
 # takes a probed port.
 PORTS = range(61000, 65536)
+LOOPBACK = ("127.0.0.1", "::1")
 _SIOCGIFADDR = 0x8915
 
 
@@ -22,8 +23,11 @@ def address_towards(peer: str) -> str:
     answer to.
 
     The kernel's routing decides, so neither aliases nor loopback entries for this machine's own
-    name matter. Raises ConvoyError where `peer` has no address or cannot be reached.
+    name matter. A peer that is named by a loopback address is on this machine. Raises ConvoyError
+    where `peer` has no address or cannot be reached.
     """
+    if peer in LOOPBACK:
+        return peer
     try:
         found = socket.getaddrinfo(peer, 9, type=socket.SOCK_DGRAM)
     except socket.gaierror as error:

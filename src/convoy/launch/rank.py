@@ -1,5 +1,7 @@
-"""`python -m convoy.launch.rank OVERRIDE…`: one rank of a training run; torchrun starts one process
-per rank."""
+"""`python -m convoy.launch.rank [--run-dir=DIR] [--] OVERRIDE…`: one rank of a training run.
+
+torchrun starts one process per rank; started by itself, it is a run of one rank.
+"""
 
 import contextlib
 import os
@@ -15,43 +17,57 @@ from convoy.navsim import tree
 from convoy.run.layout import RunDirectory
 from convoy.topology import Topology
 
+RUN_DIR = "--run-dir="
 
-def main(overrides: Sequence[str] | None = None) -> int:
-    """Train with Hydra `overrides` (default: the command line's). Returns the process's exit
-    code."""
+
+def main(arguments: Sequence[str]) -> int:
+    """Train one rank. Returns the process's exit code.
+
+    The run directory is the node's choice; without one, rank 0 names it for all ranks.
+    """
+    run, overrides = _split(arguments)
     topology = Topology()
-    run_dir = os.environ.get("CONVOY_RUN_DIR")  # the launch's word; `convoy train` alone has none
     try:
         topology = Topology.from_environment(os.environ)
-        if run_dir is not None and topology.launcher == "torchrun":
-            _write_to_own_log(Path(run_dir), topology)
-        settings = config.load(
-            sys.argv[1:] if overrides is None else overrides, topology, tree.config_directory()
-        )
-        from convoy.training.run import (
-            train,  # after the checks that need no torch: a mistake is told in half a second
-        )
+        if run is not None:
+            _write_to_own_log(run, topology)
+        settings = config.load(overrides, topology, tree.config_directory())
+        if run is not None:
+            settings.config.run_dir = str(run.root)
+        # After the checks that need no torch: a mistake is reported in half a second.
+        from convoy.training.run import train
 
         train(settings, topology)
     except ConvoyError as error:
         where = f" (rank {topology.rank} on {topology.host})" if topology.world_size > 1 else ""
         print(f"convoy{where}: {error}", file=sys.stderr, flush=True)
-        _record(run_dir, topology, str(error), error.exit_code, mended_by_user=True)
+        _record(run, topology, str(error), error.exit_code, fixable=True)
         return error.exit_code
     except Exception as error:
-        _record(run_dir, topology, f"{type(error).__name__}: {error}", ExitCode.FAILED)
+        _record(run, topology, f"{type(error).__name__}: {error}", ExitCode.FAILED)
         raise
     return ExitCode.FINISHED
 
 
-def _write_to_own_log(run_dir: Path, topology: Topology) -> None:
+def _split(arguments: Sequence[str]) -> tuple[RunDirectory | None, list[str]]:
+    rest = list(arguments)
+    run = None
+    if rest and rest[0].startswith(RUN_DIR):
+        run = RunDirectory(Path(rest.pop(0).removeprefix(RUN_DIR)))
+    if rest[:1] == ["--"]:
+        rest.pop(0)
+    return run, rest
+
+
+def _write_to_own_log(run: RunDirectory, topology: Topology) -> None:
     """Send what this rank writes to its own log from here on, native code's words too; rank 0 keeps
     standard output."""
-    log = RunDirectory(run_dir).rank_log(topology.rank)
+    log = run.rank_log(topology.rank)
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as file:
-            for stream in (sys.stderr,) if topology.is_rank_zero else (sys.stderr, sys.stdout):
+            streams = (sys.stderr,) if topology.is_rank_zero else (sys.stderr, sys.stdout)
+            for stream in streams:
                 os.dup2(file.fileno(), stream.fileno())
     except OSError as error:
         raise ConvoyError(
@@ -60,23 +76,20 @@ def _write_to_own_log(run_dir: Path, topology: Topology) -> None:
 
 
 def _record(
-    run_dir: str | None,
+    run: RunDirectory | None,
     topology: Topology,
     message: str,
     exit_code: int,
-    mended_by_user: bool = False,
+    fixable: bool = False,
 ) -> None:
-    if run_dir is None or topology.launcher != "torchrun":
+    if run is None:
         return
-    place = verdict.folder(Path(run_dir), topology.run_id)
+    failure = verdict.Failure(
+        topology.rank, topology.host, time.time(), exit_code, message, fixable
+    )
     with contextlib.suppress(OSError):  # a full disk may be what it failed of
-        verdict.write(
-            place,
-            verdict.Failure(
-                topology.rank, topology.host, time.time(), exit_code, message, mended_by_user
-            ),
-        )
+        verdict.write(run, topology.start, failure)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,12 +1,12 @@
 """Which rank failed first, and with what: every failed rank leaves a record, and one report is made
 of them all."""
 
+import contextlib
 import json
 import re
 import signal
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from convoy.run.layout import RunDirectory
 
@@ -22,37 +22,35 @@ SHOWN_LINES = 15
 
 @dataclass(frozen=True)
 class Failure:
-    """One failed rank. `mended_by_user`: the message is all that a person needs."""
+    """One failed rank. `fixable` by the user: the message is all that they need."""
 
     rank: int
     host: str
     time: float
     exit_code: int
     message: str
-    mended_by_user: bool = False
+    fixable: bool = False
 
     @property
     def is_consequence(self) -> bool:
-        return not self.mended_by_user and CONSEQUENCE.search(self.message) is not None
+        return not self.fixable and CONSEQUENCE.search(self.message) is not None
 
 
-def folder(run_dir: Path, run_id: str | None) -> Path:
-    """Where the ranks of one start leave their records."""
-    return RunDirectory(run_dir).logs / f"failed-{run_id or 'once'}"
-
-
-def write(place: Path, failure: Failure) -> None:
-    """Leave the record, unless this rank has left one."""
-    path = place / f"rank-{failure.rank:03d}.json"
+def write(run: RunDirectory, start: str, failure: Failure) -> None:
+    """Leave the record, unless this rank has left one. Raises OSError (a full disk)."""
+    path = run.failure(start, failure.rank)
     if not path.exists():
-        place.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(failure)) + "\n")
 
 
-def read(place: Path) -> list[Failure]:
-    """All records, the cause first: consequences come after what they may have come of, then time
-    decides."""
-    found = [Failure(**json.loads(path.read_text())) for path in place.glob("rank-*.json")]
+def read(run: RunDirectory, start: str) -> list[Failure]:
+    """All whole records of a start, the cause first: consequences come after what they may have
+    come of, then time decides."""
+    found = []
+    for path in run.failures(start).glob("rank-*.json"):
+        with contextlib.suppress(OSError, ValueError, TypeError):  # a full disk leaves empty ones
+            found.append(Failure(**json.loads(path.read_text())))
     return sorted(found, key=lambda failure: (failure.is_consequence, failure.time))
 
 
@@ -83,7 +81,7 @@ def report(failures: list[Failure], run: RunDirectory) -> str:
     written = [
         log for log in (run.rank_log(first.rank), run.agent_log(first.host)) if log.is_file()
     ]
-    if not first.mended_by_user and written:
+    if not first.fixable and written:
         log = written[0]
         lines.append(f"  its last lines ({log}):")
         lines += [

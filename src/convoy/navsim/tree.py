@@ -2,10 +2,10 @@
 
 import importlib.util
 import os
-import subprocess
 from pathlib import Path
 
 from convoy.errors import ConvoyError
+from convoy.run.record import commit_of
 
 CONFIG = Path("navsim/planning/script/config")
 
@@ -47,16 +47,4 @@ def commit() -> str | None:
     """Commit of the NAVSIM tree, with `-edited` where files differ from it; None for a tree without
     git's folder."""
     root = find()
-    if root is None or not (root / ".git").exists():
-        return None
-    git = ["git", "-c", f"safe.directory={root}", "-C", str(root)]
-    try:
-        head = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        edited = subprocess.run(
-            [*git, "diff", "--quiet", "HEAD", "--", "navsim"], capture_output=True
-        ).returncode
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return f"{head}-edited" if edited else head
+    return commit_of(root, "navsim") if root is not None else None

@@ -13,6 +13,7 @@ class RunDirectory:
 
     @property
     def config(self) -> Path:
+        """The resolved configuration; the run belongs to it."""
         return self.root / "config.yaml"
 
     @property
@@ -62,3 +63,29 @@ class RunDirectory:
     def non_finite_batch(self, rank: int) -> Path:
         """Tokens of the batch whose loss was not finite on `rank`."""
         return self.root / f"non-finite-rank-{rank:03d}.json"
+
+    @property
+    def launches(self) -> Path:
+        """One line of JSON per start (run/record.py)."""
+        return self.root / "launches.jsonl"
+
+    @property
+    def progress(self) -> Path:
+        """How far the run is, as JSON; rewritten as it goes (run/progress.py)."""
+        return self.root / "progress.json"
+
+    def failures(self, start: str) -> Path:
+        """Folder of the records that the failed ranks of a start leave."""
+        return self.logs / f"failed-{start}"
+
+    def failure(self, start: str, rank: int) -> Path:
+        return self.failures(start) / f"rank-{rank:03d}.json"
+
+    @property
+    def metrics(self) -> Path:
+        """CSV files of metrics, one `version_<n>` per start."""
+        return self.root / "metrics"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"

@@ -1,7 +1,6 @@
 """Whom a run directory belongs to: one configuration, of which only little may change."""
 
 import os
-from datetime import datetime
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -35,15 +34,11 @@ MAY_CHANGE = (
 
 
 def choose_root(config: DictConfig, topology: Topology) -> Path:
-    """`run_dir`, or the launch's choice, or a name that stays the same over every requeue of a job.
-
-    Without a job it reads the clock: then one process chooses for all.
-    """
-    chosen = config.run_dir or os.environ.get("CONVOY_RUN_DIR")
-    if chosen:
-        return Path(chosen).absolute()
-    name = topology.job_id or topology.run_id or datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path(os.environ.get("NAVSIM_EXP_ROOT", "exp")).absolute() / config.experiment_name / name
+    """`run_dir`, or a folder named by the job, the same over every requeue, else by the start."""
+    if config.run_dir:
+        return Path(config.run_dir).absolute()
+    root = Path(os.environ.get("NAVSIM_EXP_ROOT", "exp")).absolute()
+    return root / config.experiment_name / (topology.job_id or topology.start)
 
 
 def open_run(root: Path, config: DictConfig) -> RunDirectory:

@@ -84,14 +84,19 @@ class LastCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
 
 
+class BestCheckpoint(ModelCheckpoint):
+    """A class of its own: Lightning takes two of one class that monitor the same for the same, and
+    agents bring theirs."""
+
+
 def checkpoint_callbacks(
-    run: RunDirectory, every_minutes: float, control: Control
+    run: RunDirectory, every_minutes: float, control: Control, monitor: str
 ) -> list[Checkpoint]:
-    """Best first, so that `last.ckpt` knows the best score."""
-    best = ModelCheckpoint(
+    """Best by `monitor` first, so that `last.ckpt` knows the best score."""
+    best = BestCheckpoint(
         dirpath=run.checkpoints,
         filename=run.best_checkpoint.stem,
-        monitor="val/ade",
+        monitor=monitor,
         mode="min",
         save_top_k=1,
         enable_version_counter=False,

@@ -4,62 +4,96 @@ validation."""
 import json
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from convoy.agents.calls import AgentCalls
 from convoy.agents.contract import TrainableAgent
+from convoy.data.batch import first
 from convoy.data.cache import Sample
 from convoy.errors import ConvoyError
 from convoy.run.layout import RunDirectory
 from convoy.training.checkpoint import rescale_progress
-from convoy.training.metrics import constant_velocity_trajectory, displacement_errors, ego_velocity
+from convoy.training.means import Means
+from convoy.training.metrics import (
+    TrajectoryKeys,
+    constant_velocity_trajectory,
+    displacement_errors,
+    ego_velocity,
+)
 from convoy.training.process_group import Control
+from convoy.training.rehearsal import Rehearsal
 from convoy.training.speed.acceleration import Acceleration
+
+DISPLACEMENTS = ("ade", "fde", "ade_constant_velocity", "fde_constant_velocity")
 
 
 class AgentModule(pl.LightningModule):
     """Trains any `TrainableAgent`.
 
     The attribute is called `agent`, and so begin the checkpoint's keys: NAVSIM's callbacks and its
-    agents' `initialize` expect just that.
+    agents' `initialize` expect just that. NAVSIM's metric names are in `trainer.callback_metrics`
+    for schedulers, checkpoints and early stopping: `train/loss` and every other scalar of
+    `compute_loss`, with `_step` for this rank's last step and `_epoch` for the mean over the epoch
+    and all ranks; likewise for `val/`.
     """
 
     def __init__(
-        self, agent: TrainableAgent, run: RunDirectory, control: Control, speed: Acceleration
+        self,
+        agent: TrainableAgent,
+        calls: AgentCalls,
+        rehearsal: Rehearsal,
+        keys: TrajectoryKeys,
+        run: RunDirectory,
+        control: Control,
+        speed: Acceleration,
     ) -> None:
         super().__init__()
         self.agent = agent
+        self.rehearsal = rehearsal
+        self.validation: dict[str, float] = {}  # the last validation's means, without prefix
+        self._calls = calls
+        self._keys = keys
         self._run = run
         self._control = control
         self._speed = speed
         self._finite_check = FiniteCheck()
-        self._sums: dict[str, Tensor] = {}
+        self._training_means = Means(rehearsal.train)
+        self._validation_means = Means(())
 
-    def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Sample, batch_idx: int) -> dict[str, Tensor]:
+        """The loss under "loss", as Lightning takes it, and the agent's other scalars, detached."""
         self._stop_if_not_finite(self._finite_check.finished())
-        if self._speed.steps_itself:
-            outcome = self._speed.take_step(batch, self.trainer, self._fast_loss, self._loss)
-        else:
-            outcome = self._fast_loss(self._speed.prepare(batch))
-        loss = outcome["loss"]
+
+        def scalars_of(
+            batch: Sample, forward: Callable[..., Any] | None = None
+        ) -> dict[str, Tensor]:
+            features, targets = batch
+            tokens = lambda: self._training_tokens(batch_idx)  # noqa: E731
+            outcome = self._calls.step(features, targets, tokens, forward)
+            return {**outcome.parts, "loss": outcome.loss}
+
+        returned = self._speed.step(batch, self.trainer, scalars_of)
+        loss = returned["loss"]
         self._finite_check.begin(loss, self.current_epoch, batch_idx)
         if not loss.is_cuda:
             self._stop_if_not_finite(self._finite_check.all())
-        return loss
+        scalars = {**returned, "loss": loss.detach()}
+        self._training_means.add(scalars)
+        self._show("train", scalars, "step")
+        return returned
 
-    def _loss(self, batch: Sample) -> dict[str, Tensor]:
-        features, targets = batch
-        predictions = self.agent.forward(features)
-        return {"loss": self.agent.compute_loss(features, targets, predictions)}
+    def on_train_epoch_start(self) -> None:
+        self._training_means = Means(self.rehearsal.train)
 
-    def _fast_loss(self, batch: Sample) -> dict[str, Tensor]:
-        features, targets = batch
-        predictions = self._speed.forward(features)
-        return {"loss": self.agent.compute_loss(features, targets, predictions)}
+    def show_training_means(self) -> None:
+        """Put the epoch's means where callbacks and schedulers look; all ranks call it."""
+        means = self._training_means.over_ranks(self._control)
+        self._show("train", {name: torch.tensor(mean) for name, mean in means.items()}, "epoch")
 
     # Where a step is one piece, Lightning's parts of it have nothing left to do.
 
@@ -101,65 +135,68 @@ class AgentModule(pl.LightningModule):
         rescale_progress(progress, checkpoint["accumulation"], self.trainer.accumulate_grad_batches)
 
     def on_validation_epoch_start(self) -> None:
-        self._sums = {}
+        self._validation_means = Means((*self.rehearsal.val, *DISPLACEMENTS))
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
+        """Every sample counts once: a rank leaves out of its last batch what repeats other ranks'
+        samples, before the agent sees it. With nothing of its own left the agent sees the batch
+        for nothing, for the sake of what its `forward` may exchange with other ranks."""
         features, targets = batch
-        predictions = self.agent.forward(features)
         own = self.trainer.datamodule.own_validation_samples(batch_idx)
+        if own:
+            features, targets = first(own, features), first(own, targets)
+        tokens = self.trainer.datamodule.validation_tokens
+        outcome = self._calls.step(features, targets, lambda: tokens(batch_idx, own))
         if own == 0:
             return
-        features, targets, predictions = (
-            _first(own, tensors) for tensors in (features, targets, predictions)
-        )
-        self._add(
-            "loss", self.agent.compute_loss(features, targets, predictions).double() * own, own
-        )
-        if "trajectory" not in predictions or "trajectory" not in targets:
-            return
-        self._add_displacements("", predictions["trajectory"], targets["trajectory"])
-        velocity = ego_velocity(features)
-        if velocity is not None:
-            guess = constant_velocity_trajectory(velocity, targets["trajectory"].shape[1])
-            self._add_displacements("_constant_velocity", guess, targets["trajectory"])
+        scalars = {"loss": outcome.loss.detach(), **outcome.parts}
+        self._show("val", scalars, "step")
+        pair = self._keys.pair(outcome.predictions, targets)
+        if pair is not None:
+            scalars |= _displacements("", *pair)
+            velocity = ego_velocity(features)
+            if velocity is not None:
+                guess = constant_velocity_trajectory(velocity, pair[1].shape[1])
+                scalars |= _displacements("_constant_velocity", guess, pair[1])
+        self._validation_means.add(scalars, own)
 
-    def on_validation_epoch_end(self) -> None:
-        """Log means over all ranks' samples: val/loss; in metres val/ade, val/fde and the
-        constant-velocity guess's."""
-        for name in ("loss", "ade", "fde", "ade_constant_velocity", "fde_constant_velocity"):
-            sums = self._sums.get(name, torch.zeros(2, dtype=torch.float64)).cpu()
-            total, count = self._control.sum(sums).tolist()
-            if count:
-                self.log(f"val/{name}", total / count, rank_zero_only=False, sync_dist=False)
+    def log_validation_means(self) -> None:
+        """Log means over all ranks' samples: val/loss and the agent's other scalars; in metres
+        val/ade, val/fde and the constant-velocity guess's. All ranks call it."""
+        self.validation = self._validation_means.over_ranks(self._control)
+        for name, mean in self.validation.items():
+            self.log(f"val/{name}", mean, rank_zero_only=False, sync_dist=False)
+            self.trainer.callback_metrics[f"val/{name}_epoch"] = torch.tensor(mean)
 
     def configure_optimizers(self) -> Any:
         return self.agent.get_optimizers()
 
-    def _add_displacements(self, suffix: str, trajectory: Tensor, target: Tensor) -> None:
-        ade, fde = displacement_errors(trajectory, target)
-        self._add(f"ade{suffix}", ade.sum(), len(ade))
-        self._add(f"fde{suffix}", fde.sum(), len(fde))
+    def _show(self, prefix: str, scalars: Mapping[str, Tensor], when: str) -> None:
+        """Names as those of Lightning's `log(…, on_step=True, on_epoch=True)`, which NAVSIM calls;
+        its way makes the ranks wait for one another at every step."""
+        for name, value in scalars.items():
+            self.trainer.callback_metrics[f"{prefix}/{name}"] = value
+            self.trainer.callback_metrics[f"{prefix}/{name}_{when}"] = value
 
-    def _add(self, name: str, total: Tensor, count: int) -> None:
-        """Accumulate on the device: nothing waits for the GPU until the epoch's end."""
-        entry = torch.stack([total.double(), torch.full_like(total, count, dtype=torch.float64)])
-        self._sums[name] = self._sums[name] + entry if name in self._sums else entry
+    def _training_tokens(self, batch_index: int) -> list[str]:
+        samples = self.trainer.datamodule.training_samples(self.current_epoch, batch_index)
+        return [sample.rpartition("/")[2] for sample in samples]
 
     def _stop_if_not_finite(self, bad: tuple[float, int, int] | None) -> None:
         if bad is None:
             return
         loss, epoch, batch_index = bad
-        tokens = self.trainer.datamodule.training_tokens(epoch, batch_index)
+        samples = self.trainer.datamodule.training_samples(epoch, batch_index)
         record = self._run.non_finite_batch(self.global_rank)
         record.write_text(
             json.dumps(
-                {"loss": str(loss), "epoch": epoch, "batch": batch_index, "samples": tokens},
+                {"loss": str(loss), "epoch": epoch, "batch": batch_index, "samples": samples},
                 indent=1,
             )
         )
         raise ConvoyError(
             f"The loss became {loss} on rank {self.global_rank} (epoch {epoch}, batch "
-            f"{batch_index}); the batch's {len(tokens)} tokens are in {record}. The last "
+            f"{batch_index}); the batch's {len(samples)} tokens are in {record}. The last "
             "checkpoint is from before: look at those samples, or lower the learning rate."
         )
 
@@ -214,9 +251,18 @@ class FiniteCheck:
         return None if math.isfinite(loss) else (loss, epoch, batch_index)
 
 
-def _first(count: int, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The first `count` samples of a batch's tensors."""
-    return {
-        name: value[:count] if isinstance(value, Tensor) and value.ndim else value
-        for name, value in tensors.items()
-    }
+class NavsimMetricNames(pl.Callback):
+    """Comes first among the callbacks, so that the others find the means of the epoch that ends."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, AgentModule)
+        pl_module.show_training_means()
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, AgentModule)
+        pl_module.log_validation_means()
+
+
+def _displacements(suffix: str, trajectory: Tensor, target: Tensor) -> dict[str, Tensor]:
+    ade, fde = displacement_errors(trajectory, target)
+    return {f"ade{suffix}": ade.mean(), f"fde{suffix}": fde.mean()}

@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,22 +17,26 @@ from rich.progress import (
 )
 
 from convoy.global_batch import BatchPlan
+from convoy.run.progress import ProgressFile, RunProgress
+from convoy.training.means import Means
+from convoy.training.module import AgentModule
 from convoy.training.process_group import Control
 
 logger = logging.getLogger("convoy")
 
 
 class ProgressReport(pl.Callback):
-    """Reports loss (mean over ranks and steps) and samples/s, every `trainer.log_every_n_steps`
-    optimiser steps.
+    """Reports the agent's scalars (means over ranks and steps) and samples/s, every
+    `trainer.log_every_n_steps` optimiser steps.
 
     They go to the loggers and to rank 0's terminal (a bar) or log (a line).
     """
 
-    def __init__(self, batches: BatchPlan, control: Control) -> None:
+    def __init__(self, batches: BatchPlan, control: Control, file: ProgressFile) -> None:
         self._batches = batches
         self._control = control
-        self._losses: list[torch.Tensor] = []
+        self._file = file
+        self._means = Means(())
         self._view: _Bar | _Lines = _Lines()
         self._windows: list[tuple[float, int]] = []  # seconds and samples of each report
         self._since: tuple[float, int] = (0.0, 0)
@@ -54,10 +57,10 @@ class ProgressReport(pl.Callback):
         if trainer.is_global_zero and sys.stdout.isatty():
             self._view = _Bar()
         self._view.start(int(trainer.estimated_stepping_batches), trainer.global_step)
-        self._restart_clock(trainer)
+        self._restart_clock(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._restart_clock(trainer)
+        self._restart_clock(trainer, pl_module)
 
     def on_train_batch_end(
         self,
@@ -67,15 +70,15 @@ class ProgressReport(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        self._losses.append(outputs["loss"].detach())
+        self._means.add({name: value.detach() for name, value in outputs.items()})
         step = trainer.global_step
         if step == self._since[1] or step % trainer.log_every_n_steps:
             return
-        self._report(trainer, step)
+        self._report(trainer, pl_module, step)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit" and trainer.global_step > self._since[1]:
-            self._report(trainer, trainer.global_step)
+            self._report(trainer, pl_module, trainer.global_step)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and not trainer.sanity_checking:
@@ -85,7 +88,7 @@ class ProgressReport(pl.Callback):
                 if name.startswith("val/")
             }
             self._view.say(_validation_line(trainer, metrics))
-        self._restart_clock(trainer)
+        self._restart_clock(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._view.stop()
@@ -95,14 +98,15 @@ class ProgressReport(pl.Callback):
     ) -> None:
         self._view.stop()
 
-    def _restart_clock(self, trainer: pl.Trainer) -> None:
+    def _restart_clock(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, AgentModule)
         self._since = (time.monotonic(), trainer.global_step)
-        self._losses.clear()
+        self._means = Means(pl_module.rehearsal.train)
 
-    def _report(self, trainer: pl.Trainer, step: int) -> None:
+    def _report(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        assert isinstance(pl_module, AgentModule)
         now = time.monotonic()
-        mean = torch.stack(self._losses).double().mean().cpu()
-        loss = float(self._control.sum(mean)) / trainer.world_size
+        means = self._means.over_ranks(self._control)
         seconds, samples = (
             now - self._since[0],
             (step - self._since[1]) * self._batches.global_batch,
@@ -111,28 +115,37 @@ class ProgressReport(pl.Callback):
         rate = samples / seconds
         for sink in trainer.loggers:
             sink.log_metrics(
-                {"train/loss": loss, "train/samples_per_s": rate, "epoch": trainer.current_epoch},
+                {f"train/{name}": mean for name, mean in means.items()}
+                | {"train/samples_per_s": rate, "epoch": trainer.current_epoch},
                 step,
             )
         if trainer.is_global_zero:
-            self._view.advance(step, trainer.current_epoch, loss, rate, self._batches.global_batch)
+            loss = means["loss"]
+            steps = int(trainer.estimated_stepping_batches)
+            left = (steps - step) * self._batches.global_batch / rate
+            epoch = trainer.current_epoch
+            self._view.advance(step, steps, epoch, loss, rate, left)
+            start = self._control.topology.start
+            report = RunProgress(start, step, steps, epoch, loss, rate, left, time.time())
+            self._file.write(report, at_once=step == steps)
         self._since = (now, step)
-        self._losses.clear()
+        self._means = Means(pl_module.rehearsal.train)
 
 
 class _Lines:
     """One line per report, for log files."""
 
     def start(self, steps: int, step: int) -> None:
-        self._steps = steps
+        pass
 
-    def advance(self, step: int, epoch: int, loss: float, rate: float, global_batch: int) -> None:
-        left = (self._steps - step) * global_batch / rate
+    def advance(
+        self, step: int, steps: int, epoch: int, loss: float, rate: float, left: float
+    ) -> None:
         logger.info(
             "epoch %d  step %d/%d  loss %.4f  %.1f samples/s  ETA %s",
             epoch,
             step,
-            self._steps,
+            steps,
             loss,
             rate,
             _clock(left),
@@ -162,7 +175,9 @@ class _Bar:
         )
         self._progress.start()
 
-    def advance(self, step: int, epoch: int, loss: float, rate: float, global_batch: int) -> None:
+    def advance(
+        self, step: int, steps: int, epoch: int, loss: float, rate: float, left: float
+    ) -> None:
         self._progress.update(self._task, completed=step, epoch=epoch, loss=loss, rate=rate)
 
     def say(self, line: str) -> None:

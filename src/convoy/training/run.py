@@ -9,27 +9,33 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig, OmegaConf
 
+from convoy.agents.calls import AgentCalls
 from convoy.agents.contract import TrainableAgent
 from convoy.config import Settings, differences
 from convoy.data.cache import Builders, skipped_samples
 from convoy.data.module import DataModule
+from convoy.data.shard_split import ShardSplit
 from convoy.data.source import Split, open_source
 from convoy.data.split import choose_logs
 from convoy.errors import ConvoyError
 from convoy.navsim.agents import build_agent
 from convoy.run.layout import RunDirectory
 from convoy.run.ownership import choose_root, open_run
+from convoy.run.progress import ProgressFile
 from convoy.topology import Topology
 from convoy.training import logs
 from convoy.training.checkpoint import checkpoint_callbacks
-from convoy.training.module import AgentModule
+from convoy.training.metrics import TrajectoryKeys
+from convoy.training.module import AgentModule, NavsimMetricNames
 from convoy.training.process_group import Control, process_group
 from convoy.training.progress import ProgressReport
+from convoy.training.rehearsal import SAMPLES, Rehearsal, rehearse
 from convoy.training.speed.acceleration import Acceleration
 from convoy.training.speed.recipe import choose as choose_recipe
-from convoy.training.trainer import build_trainer, require_accelerator
+from convoy.training.trainer import build_trainer, device, require_accelerator
 
 logger = logging.getLogger("convoy")
 
@@ -56,18 +62,25 @@ def train(settings: Settings, topology: Topology) -> None:
         pl.seed_everything(config.seed, workers=True, verbose=False)
         agent = build_agent(config.agent)
         builders = _builders(agent)
+        calls = AgentCalls(agent)
         data = control.on_rank_zero(lambda: _find_data(settings, builders))
-        speed = Acceleration(choose_recipe(config, topology.world_size), agent, topology.world_size)
-        module = AgentModule(agent, run, control, speed)
+        _require_known_tokens(calls, config, data)
+        recipe = choose_recipe(config, topology.world_size)
+        speed = Acceleration(recipe, agent, topology.world_size, calls.wants_tokens)
         datamodule = DataModule(
             data.train, data.val, builders, config, settings.batches, topology, run,
-            to_device_ahead=speed.recipe["prefetch"],
+            to_device_ahead=recipe["prefetch"],
         )  # fmt: skip
-        progress = ProgressReport(settings.batches, control)
+        keys = TrajectoryKeys(config.metrics.prediction, config.metrics.target)
+        rehearsal = _rehearse(agent, calls, datamodule, keys, device(config, topology))
+        module = AgentModule(agent, calls, rehearsal, keys, run, control, speed)
+        progress = ProgressReport(settings.batches, control, ProgressFile(run))
+        every = config.checkpoint.every_minutes
         callbacks = [
+            NavsimMetricNames(),
             *agent.get_training_callbacks(),
             progress,
-            *checkpoint_callbacks(run, config.checkpoint.every_minutes, control),
+            *checkpoint_callbacks(run, every, control, rehearsal.monitor),
         ]
         speed.look_at(callbacks)
         callbacks.append(speed)
@@ -76,7 +89,7 @@ def train(settings: Settings, topology: Topology) -> None:
         resume = run.last_checkpoint if run.last_checkpoint.is_file() else None
         if config.validate_first and resume is None:
             trainer.validate(module, datamodule=datamodule, verbose=False)
-            results |= _metrics(trainer, "_before")
+            results |= _metrics(module, "_before")
         if resume is not None:
             logger.info("going on from %s", resume)
         # A checkpoint of this run holds Python objects (loop progress, callbacks): it is trusted,
@@ -84,7 +97,7 @@ def train(settings: Settings, topology: Topology) -> None:
         cache = Path(config.compile_cache) if config.compile_cache else run.compile_cache
         with speed.applied(cache):
             trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=False)
-        results |= _metrics(trainer, "") | {"samples_per_s": _number(progress.samples_per_second)}
+        results |= _metrics(module, "") | {"samples_per_s": _number(progress.samples_per_second)}
         if topology.is_rank_zero:
             run.speed.write_text(json.dumps(speed.recipe.record(), indent=1) + "\n")
             _finish(run, results, config.data.skip_bad)
@@ -167,15 +180,38 @@ def _find_data(settings: Settings, builders: Builders) -> Data:
     return data
 
 
-def _metrics(trainer: pl.Trainer, suffix: str) -> dict[str, float | None]:
-    """Validation metrics as `ade<suffix>` and so on; the constant-velocity figures need no
-    suffix."""
-    return {
-        name.removeprefix("val/") + ("" if "constant_velocity" in name else suffix): _number(
-            float(value)
+def _rehearse(
+    agent: Any,
+    calls: AgentCalls,
+    datamodule: DataModule,
+    keys: TrajectoryKeys,
+    device: torch.device,
+) -> Rehearsal:
+    """The dry pass, where the training will be; every rank takes the same samples."""
+    agent.to(device)
+    batch, tokens = datamodule.first_samples(SAMPLES, device)
+    rehearsal = rehearse(agent, calls, batch, tokens, keys)
+    if rehearsal.note is not None:
+        logger.info("best.ckpt is chosen by val/loss: %s", rehearsal.note)
+    return rehearsal
+
+
+def _require_known_tokens(calls: AgentCalls, config: DictConfig, data: Data) -> None:
+    """A sample that was replaced by its neighbour would be taken for another one."""
+    if calls.wants_tokens and config.data.skip_bad and not isinstance(data.train, ShardSplit):
+        raise ConvoyError(
+            "The agent's compute_loss asks for tokens, and data.skip_bad=true replaces samples of "
+            "a gzip cache by others under their tokens. Leave data.skip_bad out, or pack the cache "
+            f"without them: convoy prepare DIR --from-cache {config.cache_path}"
         )
-        for name, value in trainer.callback_metrics.items()
-        if name.startswith("val/")
+
+
+def _metrics(module: AgentModule, suffix: str) -> dict[str, float | None]:
+    """Means of the last validation as `ade<suffix>` and so on; the constant-velocity figures need
+    no suffix."""
+    return {
+        name + ("" if "constant_velocity" in name else suffix): _number(mean)
+        for name, mean in module.validation.items()
     }
 
 

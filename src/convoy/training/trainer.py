@@ -13,7 +13,7 @@ from lightning_fabric.plugins.environments import (
     LightningEnvironment,
     TorchElasticEnvironment,
 )
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
 
@@ -81,6 +81,13 @@ def require_accelerator(accelerator: str, topology: Topology) -> None:
             f"sees {seen}.{build} Check nvidia-smi and the job's --gpus, or train on the CPU: "
             "trainer.params.accelerator=cpu trainer.params.precision=32-true."
         )
+
+
+def device(config: DictConfig, topology: Topology) -> torch.device:
+    """Where this rank trains."""
+    if config.trainer.params.accelerator == "cpu":
+        return torch.device("cpu")
+    return torch.device("cuda", topology.local_rank)
 
 
 def _strategy(name: str, settings: Settings, topology: Topology, recipe: Recipe) -> Any:

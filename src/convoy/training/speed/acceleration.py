@@ -1,6 +1,7 @@
 """Applies a recipe to an agent and to Lightning's step. The one object that the training room asks.
 
-`AgentModule` hands its hooks on: `training_loss`, and `steps_itself` where the whole step is ours.
+`AgentModule` takes its steps through `step`, and leaves Lightning's parts of a step out where it
+`steps_itself`.
 """
 
 import logging
@@ -14,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from convoy.training.speed import assignment, matching, operators
 from convoy.training.speed.gradients import GradientMean
@@ -32,7 +34,9 @@ INSIDE_A_STEP = (
 class Acceleration(pl.Callback):
     """A run's speed switches at work."""
 
-    def __init__(self, recipe: Recipe, agent: nn.Module, world_size: int) -> None:
+    def __init__(
+        self, recipe: Recipe, agent: nn.Module, world_size: int, wants_tokens: bool = False
+    ) -> None:
         self.recipe = recipe
         self._agent = agent
         self._world_size = world_size
@@ -47,6 +51,8 @@ class Acceleration(pl.Callback):
             recipe.turn_off("matching", "Triton is not installed")
         if changed:
             recipe.turn_off("graph", f"{changed[0]} may match on the host")
+        if wants_tokens:
+            recipe.turn_off("graph", "the agent asks for the batch's tokens")
 
     @contextmanager
     def applied(self, compile_cache: Path) -> Iterator[None]:
@@ -71,33 +77,40 @@ class Acceleration(pl.Callback):
 
     @property
     def steps_itself(self) -> bool:
-        """Whether `take_step` does what Lightning would: backward pass, clipping, optimizer."""
+        """Whether `step` does what Lightning would: backward pass, clipping, optimizer."""
         return self._steps_itself
 
-    def forward(self, *arguments: Any) -> Any:
-        """The agent's forward pass in training, compiled where that is on."""
-        if not self.recipe["compile"]:
-            return self._agent.forward(*arguments)
-        try:
-            return self._compiled(*arguments)
-        except Exception as error:  # an agent's own fault shows again without the compiler
-            self._give_up("compile", f"{type(error).__name__}: {str(error).splitlines()[0]}")
-            return self._agent.forward(*arguments)
+    def step(self, batch: Any, trainer: pl.Trainer, scalars_of: Callable[..., Outcome]) -> Outcome:
+        """The scalars of `batch`, its loss among them: `scalars_of(batch, forward)`.
 
-    def prepare(self, batch: Any) -> Any:
-        """A batch as the switches want it, where `take_step` does not do it."""
-        if not self.recipe["channels_last"] or self.steps_itself:
-            return batch
-        return torch.utils._pytree.tree_map(_channels_last, tuple(batch))
-
-    def take_step(self, batch: Any, trainer: pl.Trainer, loss: Loss, eager_loss: Loss) -> Outcome:
-        """A whole optimizer step; its scalars, to be read before the next one."""
+        Where `steps_itself`, the optimizer's step is done too, and the scalars are to be read
+        before the next call.
+        """
+        if not self._steps_itself:
+            return scalars_of(self._laid_out(batch), self._forward)
         if self._step is None:
-            self._step = self._whole_step(trainer, loss, eager_loss)
+            self._step = self._whole_step(
+                trainer, lambda batch: scalars_of(batch, self._forward), scalars_of
+            )
         enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
         # A cache of cast weights would outlive the step that a graph holds.
         with torch.autocast("cuda", enabled=enabled, dtype=dtype, cache_enabled=False):
             return self._step(tuple(batch))
+
+    def _forward(self, *arguments: Any, **named: Any) -> Any:
+        """The agent's forward pass in training, compiled where that is on."""
+        if not self.recipe["compile"]:
+            return self._agent.forward(*arguments, **named)
+        try:
+            return self._compiled(*arguments, **named)
+        except Exception as error:  # an agent's own fault shows again without the compiler
+            self._give_up("compile", f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            return self._agent.forward(*arguments, **named)
+
+    def _laid_out(self, batch: Any) -> Any:
+        if not self.recipe["channels_last"]:
+            return batch
+        return pytree.tree_map(_channels_last, tuple(batch))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After a checkpoint was loaded, which sets the optimizer's groups as they were saved."""

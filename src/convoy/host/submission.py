@@ -1,0 +1,175 @@
+"""What can be found before a job queues that would fail after it, and the command that submits it.
+
+Standard library only, but for `convoy check`, which runs in the image.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from convoy.errors import ConvoyError
+from convoy.host import job_file
+from convoy.host.site import Site
+from convoy.run.layout import RunDirectory
+from convoy.run.progress import read_progress
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One training to be submitted: `options` are sbatch's beside the job file's own."""
+
+    site: Site
+    nodes: int
+    options: Mapping[str, str]
+    overrides: Sequence[str]
+
+    @property
+    def script(self) -> Path:
+        return job_file.choose(self.site.root, self.nodes)
+
+    @property
+    def effective(self) -> dict[str, str]:
+        """Every option that sbatch will act on."""
+        return job_file.directives(self.script.read_text()) | dict(self.options)
+
+    @property
+    def command(self) -> list[str]:
+        return job_file.command(self.script, self.options, self.overrides)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """That of the sbatch call, which the job inherits."""
+        named = {"CONVOY_ROOT": str(self.site.root), "CONVOY_IMAGE": str(self.site.image)}
+        return dict(os.environ) | named
+
+    @property
+    def text(self) -> str:
+        """The job's whole text."""
+        return job_file.render(
+            self.script.read_text(), self.options, self.site.root, self.overrides
+        )
+
+
+def check(submission: Submission, estimate: str | None) -> None:
+    """Raise ConvoyError for what would fail after the queue; `estimate` is how long it takes."""
+    site, effective = submission.site, submission.effective
+    _require_image(site.image)
+    _require_writable(site.experiments)
+    _require_time(effective, estimate)
+    _check_in_image(submission)
+    _require_estimate_of_the_run(effective["time"], submission.overrides)
+
+
+def _require_image(image: Path) -> None:
+    if not os.access(image, os.R_OK):
+        raise ConvoyError(
+            f"There is no image {image} that can be read: make image, or "
+            "CONVOY_IMAGE=/path/to/convoy.sif."
+        )
+
+
+def _require_writable(experiments: Path) -> None:
+    try:
+        experiments.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConvoyError(
+            f"NAVSIM_EXP_ROOT={experiments} cannot be made: {error.strerror}. Name a shared folder."
+        ) from error
+    if not os.access(experiments, os.W_OK):
+        raise ConvoyError(
+            f"NAVSIM_EXP_ROOT={experiments} cannot be written. Name a shared folder that can."
+        )
+
+
+def _require_time(effective: Mapping[str, str], estimate: str | None) -> None:
+    """The time limit against the partition's, and against the estimate that was given."""
+    limit = _seconds("--time", effective["time"])
+    partition = effective["partition"]
+    if shutil.which("scontrol") is None:
+        raise ConvoyError(
+            "scontrol is not in PATH: convoy submit runs where sbatch does, on a login node."
+        )
+    shown = subprocess.run(
+        ["scontrol", "--oneliner", "show", "partition", partition], text=True, capture_output=True
+    )
+    if shown.returncode:
+        found = subprocess.run(
+            ["sinfo", "--noheader", "--format=%R"], text=True, capture_output=True
+        ).stdout.split()
+        raise ConvoyError(
+            f"There is no partition {partition!r}. This cluster has: "
+            f"{', '.join(sorted(set(found)))}."
+        )
+    facts = dict(re.findall(r"(\S+?)=(\S*)", shown.stdout))
+    allowed = job_file.seconds(facts.get("MaxTime", "UNLIMITED"))
+    if allowed is not None and (limit is None or limit > allowed):
+        raise ConvoyError(
+            f"--time={effective['time']} is over the limit of partition {partition}, "
+            f"{facts['MaxTime']}: the job would never start. Ask for less; the same command goes "
+            "on from the last checkpoint."
+        )
+    total = facts.get("TotalNodes", "")
+    if total.isdigit() and int(effective["nodes"]) > int(total):
+        raise ConvoyError(
+            f"--nodes={effective['nodes']}, and partition {partition} has {total} node(s) in all."
+        )
+    if estimate is not None:
+        _require_within("--estimate", _seconds("--estimate", estimate), effective["time"])
+
+
+def _check_in_image(submission: Submission) -> None:
+    """`convoy check` as the job will see it: in the image, with its bind paths. Its own messages
+    reach the user."""
+    site = submission.site
+    gpus = submission.effective["gpus-per-node"].rpartition(":")[2]
+    environment = {
+        **site.environment,
+        "CONVOY_IMAGE": str(site.image),
+        "NAVSIM_EXP_ROOT": str(site.experiments),
+    }
+    command = [
+        str(site.root / "slurm" / "container.sh"),
+        "check",
+        "--quiet",
+        f"--nodes={submission.nodes}",
+        f"--processes-per-node={gpus}",
+        "--",
+        *site.overrides,
+        *submission.overrides,
+    ]
+    checked = subprocess.run(command, env=environment)
+    if checked.returncode:
+        raise SystemExit(checked.returncode)
+
+
+def _require_estimate_of_the_run(limit: str, overrides: Sequence[str]) -> None:
+    """The limit against the run's own last report, where `run_dir` names one to go on with."""
+    named = [v for key, _, v in (o.partition("=") for o in overrides) if key == "run_dir"]
+    progress = read_progress(RunDirectory(Path(named[-1]))) if named else None
+    if progress is not None:
+        what = f"the run's own estimate at step {progress.step}"
+        _require_within(what, round(progress.seconds_left), limit)
+
+
+def _require_within(what: str, needed: int | None, limit: str) -> None:
+    available = _seconds("--time", limit)
+    if available is not None and (needed is None or needed > available):
+        hours = "unlimited" if needed is None else f"{needed / 3600:.1f} h"
+        raise ConvoyError(
+            f"The time limit {limit} is shorter than {what} ({hours}). Give --time, or more nodes; "
+            "or submit in parts: the same command with the same run_dir goes on, then without "
+            "--estimate."
+        )
+
+
+def _seconds(name: str, text: str) -> int | None:
+    try:
+        return job_file.seconds(text)
+    except ValueError as error:
+        raise ConvoyError(
+            f"{name}={text} is no time of SLURM's: 90, 12:00:00 or 1-12:00:00, for example."
+        ) from error

@@ -1,0 +1,95 @@
+"""torchrun's agent in this process, so that its verdict on each rank is at hand when one fails."""
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from convoy.errors import ConvoyError, ExitCode
+from convoy.launch import verdict
+from convoy.run.layout import RunDirectory
+from convoy.topology import Launch
+
+# They announce each rank's end; the report says it once.
+SILENCED = ("agent.server.api", "multiprocessing.api")
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A start that failed, with the records of its ranks, the cause first."""
+
+    failures: tuple[verdict.Failure, ...]
+    run: RunDirectory
+
+    @property
+    def exit_code(self) -> int:
+        return self.failures[0].exit_code if self.failures[0].exit_code > 0 else ExitCode.FAILED
+
+    def report(self) -> str:
+        return verdict.report(list(self.failures), self.run)
+
+
+def run_torchrun(arguments: Sequence[str], launch: Launch, run: RunDirectory) -> Failed | None:
+    """Run this node's ranks to their end; None where all finished.
+
+    Every rank that failed has a record in the run directory afterwards. Raises SystemExit where a
+    signal ended the agent, ConvoyError where the nodes could not meet.
+    """
+    # Each rank gets half of its share of the CPUs; the other half is the data loader's.
+    share = len(os.sched_getaffinity(0)) // launch.processes // 2
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, min(8, share))))
+    os.environ["PYTHONUNBUFFERED"] = "1"  # what a rank says is in its log when it is killed
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+    from torch.distributed.run import parse_args
+    from torch.distributed.run import run as torchrun
+
+    for name in SILENCED:
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
+    host = socket.gethostname()
+    died: list[verdict.Failure] = []
+    try:
+        with _standard_error_to(run.agent_log(host)):
+            torchrun(parse_args(list(arguments)))
+        return None
+    except ChildFailedError as error:
+        died = [verdict.died(rank, host, end.exitcode) for rank, end in error.failures.items()]
+    except RendezvousError as error:
+        # The rendezvous also goes away with a node that failed first: then that one's record tells.
+        if not verdict.read(run, launch.start):
+            raise ConvoyError(
+                f"{host} could not meet the other nodes at {launch.endpoint}: {error}. Is the "
+                "first node up, and may nodes connect to each other on that port?"
+            ) from error
+    except SignalException as stopped:
+        raise SystemExit(128 + stopped.sigval) from stopped
+    for failure in died:
+        with contextlib.suppress(OSError):  # a full disk may be what it failed of
+            verdict.write(run, launch.start, failure)
+    return Failed(tuple(verdict.read(run, launch.start) or died), run)
+
+
+@contextlib.contextmanager
+def _standard_error_to(log: Path) -> Iterator[None]:
+    """Send what torchrun's agent writes to `log` meanwhile, native code's words too."""
+    own = os.dup(2)
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as file:
+            os.dup2(file.fileno(), 2)
+    except OSError as error:
+        os.close(own)
+        raise ConvoyError(
+            f"{log} cannot be written: {error.strerror}. Give another: run_dir=/path."
+        ) from error
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(own, 2)
+        os.close(own)

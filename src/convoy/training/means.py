@@ -1,0 +1,59 @@
+"""Means of an agent's scalars over steps and ranks, without waiting for a GPU at any step."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from convoy.training.process_group import Control
+
+_KEPT = 64  # steps whose scalars are kept as they are before they are summed on their device
+
+
+class Means:
+    """Weighted means of named scalars; a name may be absent from any step.
+
+    `names` must be the same on all ranks: what `over_ranks` sums has no names.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        self._kept: list[tuple[Mapping[str, Tensor], int]] = []
+        self._sums: Tensor | None = None  # float64 (names,), on the scalars' device
+        self._weights = [0] * len(self.names)
+
+    def add(self, scalars: Mapping[str, Tensor], weight: int = 1) -> None:
+        """One step's scalars, detached; of `weight` samples or steps. Unknown names are ignored."""
+        self._kept.append((scalars, weight))
+        for position, name in enumerate(self.names):
+            self._weights[position] += weight if name in scalars else 0
+        if len(self._kept) == _KEPT:
+            self._fold()
+
+    def over_ranks(self, control: Control) -> dict[str, float]:
+        """The means over all ranks of the names that any of them has; waits for the device and for
+        the other ranks."""
+        self._fold()
+        sums = torch.zeros(len(self.names), dtype=torch.float64)
+        if self._sums is not None:
+            sums = self._sums.cpu()
+        weights = torch.tensor(self._weights, dtype=torch.float64)
+        total, count = control.sum(torch.stack([sums, weights])).tolist()
+        return {
+            name: value / weight
+            for name, value, weight in zip(self.names, total, count, strict=True)
+            if weight
+        }
+
+    def _fold(self) -> None:
+        if not self._kept:
+            return
+        device = next((v.device for scalars, _ in self._kept for v in scalars.values()), None)
+        absent = torch.zeros((), device=device)
+        rows = torch.stack(
+            [scalars.get(name, absent).float() for scalars, _ in self._kept for name in self.names]
+        ).reshape(len(self._kept), len(self.names))
+        weights = torch.tensor([[weight] for _, weight in self._kept], dtype=torch.float64)
+        summed = (rows.double() * weights.to(rows.device)).sum(dim=0)
+        self._sums = summed if self._sums is None else self._sums + summed
+        self._kept = []

@@ -1,0 +1,69 @@
+import json
+import os
+
+import pytest
+
+from convoy.errors import ConvoyError
+from convoy.launch import node
+from convoy.run.layout import RunDirectory
+from convoy.topology import Launch
+
+CPU = ("trainer.params.accelerator=cpu", "trainer.params.precision=32-true")
+
+
+@pytest.fixture
+def alone() -> Launch:
+    return Launch.from_environment({"CUDA_VISIBLE_DEVICES": "0,1"})
+
+
+@pytest.fixture
+def settings(ego_cache, foreign_tree, tmp_path):
+    return ["agent=foreign_agent", f"cache_path={ego_cache}", f"run_dir={tmp_path / 'run'}", *CPU]
+
+
+def test_a_mistake_is_found_before_any_rank_starts(settings, alone):
+    with pytest.raises(ConvoyError, match="global_batch=3 cannot be split over world size 2"):
+        node.train_on_node(alone, [*settings, "global_batch=3"])
+
+
+def test_the_other_tasks_of_a_step_leave_the_message_to_the_first(settings, alone, monkeypatch):
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    assert node.train_on_node(alone, [*settings, "global_batch=3"]) == 1
+
+
+def test_without_a_run_dir_the_start_names_it(settings, alone, monkeypatch, tmp_path):
+    monkeypatch.setenv("NAVSIM_EXP_ROOT", str(tmp_path))
+    unnamed = [word for word in settings if not word.startswith("run_dir=")]
+    assert node.check(unnamed, alone) == tmp_path / "train" / alone.start
+
+
+def test_the_beginning_of_a_start_is_recorded_and_forgets_failures_of_its_name(
+    settings, alone, tmp_path
+):
+    run = RunDirectory(tmp_path / "run")
+    run.failure(alone.start, 0).parent.mkdir(parents=True)
+    run.failure(alone.start, 0).touch()
+    node.begin(run, alone, settings)
+    assert not run.failures(alone.start).exists()
+    (line,) = run.launches.read_text().splitlines()
+    assert json.loads(line)["start"] == alone.start
+
+
+def test_a_node_alone_meets_itself_and_chooses_no_interface(alone, capsys, monkeypatch):
+    for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
+        monkeypatch.delenv(name, raising=False)
+    assert node._choose_address(alone) == "127.0.0.1"
+    assert capsys.readouterr().out.startswith("launch: alone on ")
+    assert "GLOO_SOCKET_IFNAME" not in os.environ
+
+
+def test_the_interface_on_the_route_is_chosen_and_said(capsys, monkeypatch):
+    """Two nodes on this machine: the route to the other one is loopback."""
+    for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
+        monkeypatch.delenv(name, raising=False)
+    first, second = (Launch.by_hand({}, 2, rank, "127.0.0.1:29400", "a") for rank in (0, 1))
+    assert node._choose_address(first) == "127.0.0.1"
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+    assert "interface lo: 127.0.0.1 on lo is the route to 127.0.0.1" in capsys.readouterr().out
+    assert node._choose_address(second) == "127.0.0.1"
+    assert capsys.readouterr().out == ""  # the first node speaks for all

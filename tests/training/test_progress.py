@@ -1,0 +1,95 @@
+"""Reports of a training: what a log says, what the loggers get, how long it will take."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from convoy.global_batch import BatchPlan
+from convoy.run.layout import RunDirectory
+from convoy.run.progress import ProgressFile, read_progress
+from convoy.topology import Topology
+from convoy.training import progress
+from convoy.training.process_group import Control
+from convoy.training.progress import ProgressReport
+
+
+class Sink:
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.rows.append((step, metrics))
+
+
+@pytest.fixture
+def trainer():
+    return SimpleNamespace(
+        is_global_zero=True,
+        world_size=1,
+        global_step=0,
+        current_epoch=3,
+        log_every_n_steps=2,
+        estimated_stepping_batches=10,
+        loggers=[Sink()],
+        state=SimpleNamespace(fn="fit"),
+        sanity_checking=False,
+        callback_metrics={},
+    )
+
+
+@pytest.fixture
+def report(tmp_path, trainer, monkeypatch):
+    """A training whose steps take a second each, two samples in each of them."""
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock.now)
+    topology = Topology(start="12-0")
+    made = ProgressReport(
+        BatchPlan(2, 1, 2, 1), Control(topology, None), ProgressFile(RunDirectory(tmp_path))
+    )
+    made.on_train_start(trainer, None)
+
+    def step(loss: float) -> None:
+        clock.now += 1.0
+        trainer.global_step += 1
+        made.on_train_batch_end(trainer, None, {"loss": torch.tensor(loss)}, None, 0)
+
+    made.step = step
+    return made
+
+
+def test_the_mean_loss_and_the_rate_of_each_window(report, trainer, caplog, tmp_path):
+    with caplog.at_level(logging.INFO, "convoy"):
+        for loss in (1.0, 3.0, 5.0, 7.0):
+            report.step(loss)
+    rows = trainer.loggers[0].rows
+    assert [(step, row["train/loss"]) for step, row in rows] == [(2, 2.0), (4, 6.0)]
+    assert {row["train/samples_per_s"] for _, row in rows} == {2.0}
+    assert "epoch 3  step 4/10  loss 6.0000  2.0 samples/s  ETA 0:00:06" in caplog.text
+    assert report.samples_per_second == 2.0
+
+
+def test_the_file_tells_host_tools_the_same(report, trainer, tmp_path):
+    for loss in (1.0, 3.0):
+        report.step(loss)
+    told = read_progress(RunDirectory(tmp_path))
+    assert (told.start, told.step, told.steps, told.epoch) == ("12-0", 2, 10, 3)
+    assert (told.loss, told.samples_per_s, told.seconds_left) == (2.0, 2.0, 8.0)
+
+
+def test_an_accumulation_is_one_step(report, trainer):
+    """Batches between two optimiser steps make no report."""
+    report.step(1.0)
+    report.on_train_batch_end(trainer, None, {"loss": torch.tensor(9.0)}, None, 0)
+    assert trainer.loggers[0].rows == []
+
+
+def test_validation_is_not_counted_as_training(report, trainer):
+    report.step(1.0)
+    report.on_validation_start(trainer, None)
+    assert [step for step, _ in trainer.loggers[0].rows] == [1]
+    report.on_validation_end(trainer, None)
+    for loss in (1.0, 1.0, 1.0):
+        report.step(loss)
+    assert report.samples_per_second == 2.0
