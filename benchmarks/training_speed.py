@@ -4,6 +4,9 @@
     python benchmarks/training_speed.py --agent ego_status_mlp_agent --batches 64
     python benchmarks/training_speed.py --cpu --samples 96 --batches 4 --steps 20      # a try
 
+A side is navsim:WORKERS or LEVEL[:SETTING+SETTING…]; `gzip` among the settings lets Convoy read
+NAVSIM's cache, and `resident` train on one batch that stays on the GPU, with a list of its kernels.
+
 The data is synthetic, of the size of real samples; weights are random. NAVSIM reads its gzip cache,
 Convoy packed shards of it. Each side's steps are timed by the same callback (timed.py), without the
 first of each epoch, validation and checkpoints. `waits` is the share of a step in which the loop
@@ -39,12 +42,14 @@ class Bench:
         self.agent = [f"agent={args.agent}"]
 
     def prepare(self) -> None:
+        if self.args.prepared:
+            self._find()
+            return
         started = time.time()
         write = feature_cache.write_cache
         if self.args.agent == "ego_status_mlp_agent":
             write = ego_cache.write_cache
         write(self.cache, self.args.samples, LOGS)
-        self.logs = sorted(path.name for path in self.cache.iterdir())
         command = [
             sys.executable, "-m", "convoy.commands.__main__", "prepare", str(self.shards),
             "--from-cache", str(self.cache), *self.agent,
@@ -53,9 +58,15 @@ class Bench:
         if self.args.agent == "transfuser_agent":
             from convoy.navsim.weights import write_random_backbone
 
-            weights = write_random_backbone("resnet34", self.folder / "weights")
+            write_random_backbone("resnet34", self.folder / "weights")
+        self._find()
+        print(f"data ready after {time.time() - started:.0f} s", file=sys.stderr, flush=True)
+
+    def _find(self) -> None:
+        self.logs = sorted(path.name for path in self.cache.iterdir())
+        if self.args.agent == "transfuser_agent":
+            weights = self.folder / "weights"
             self.agent.append(f'+agent.config.image_architecture="local-dir:{weights}"')
-        print(f"data ready after {time.time() - started:.0f} s", flush=True)
 
     def navsim(self, batch: int, workers: int) -> dict[str, Any]:
         prefetch = "2" if workers else "null"
@@ -68,12 +79,15 @@ class Bench:
              f"trainer.params.default_root_dir={self.folder}/navsim",
              *(["trainer.params.accelerator=cpu", "trainer.params.precision=32"]
                if self.args.cpu else []),
-             f"trainer.params.max_epochs={1 if self.args.epochs > 1 else self.args.epochs}"],
+             "trainer.params.max_epochs=1"],
             self.args.navsim_steps,
         )  # fmt: skip
 
-    def convoy(self, batch: int, name: str, switches: list[str], shards: bool) -> dict[str, Any]:
-        path = self.shards if shards else self.cache
+    def convoy(self, batch: int, name: str, switches: list[str]) -> dict[str, Any]:
+        """`switches` are settings; `gzip` among them reads the cache, `resident` nothing."""
+        path = self.cache if "gzip" in switches else self.shards
+        resident = "resident" in switches
+        switches = [switch for switch in switches if "=" in switch]
         return self._time(
             f"{name}-{batch}", "convoy.launch.rank", batch,
             [f"cache_path={path}", *switches, f"run_dir={self.folder}/runs/{batch}/{name}",
@@ -81,44 +95,71 @@ class Bench:
              f"dataloader.params.num_workers={self.args.workers}",
              "trainer.params.check_val_every_n_epoch=1",
              *(["trainer.params.accelerator=cpu"] if self.args.cpu else []),
-             f"trainer.params.max_epochs={self.args.epochs}"],
-            self.args.steps,
+             f"trainer.params.max_epochs={self.args.epochs + resident}"],  # one more to profile
+            self.args.steps, resident,
         )  # fmt: skip
 
     def _time(
-        self, name: str, module: str, batch: int, arguments: list[str], steps: int
+        self,
+        name: str,
+        module: str,
+        batch: int,
+        arguments: list[str],
+        steps: int,
+        resident: bool = False,
     ) -> dict[str, Any]:
         record, log = self.folder / f"{name}.json", self.folder / f"{name}.log"
         train, val = self.logs[1:], self.logs[:1]
         limits = [f"trainer.params.limit_train_batches={steps}"] if steps else []
+        profile = ["--resident", "--profile", str(self.folder / f"{name}.kernels")]
         command = [
-            sys.executable, str(HERE / "timed.py"), str(record), module, *self.agent,
+            sys.executable, str(HERE / "timed.py"), *(profile if resident else []),
+            str(record), module, *self.agent,
             f"train_logs=[{','.join(train)}]", f"val_logs=[{','.join(val)}]",
             f"dataloader.params.batch_size={batch}", "trainer.params.limit_val_batches=2",
             *limits, *arguments,
         ]  # fmt: skip
         started = time.time()
         run(command, log)
-        result = summary(json.loads(record.read_text()), batch) | {"wall": time.time() - started}
+        result = summary(json.loads(record.read_text()), batch, started)
         print(
             f"{name}: {result['samples_per_s']:.0f} samples/s, first step after "
             f"{result['first_step']:.0f} s, whole run {result['wall']:.0f} s",
+            file=sys.stderr,
             flush=True,
         )
         return result
 
 
-def summary(record: dict[str, Any], batch: int) -> dict[str, Any]:
+def summary(record: dict[str, Any], batch: int, started: float) -> dict[str, Any]:
     """Samples/s over all epochs but the first, where there is another."""
     epochs = record["epochs"][1:] or record["epochs"]
     seconds = sum(epoch["seconds"] for epoch in epochs)
     return {
         "samples_per_s": sum(epoch["steps"] for epoch in epochs) * batch / seconds,
         "waits": sum(epoch["waited"] for epoch in epochs) / seconds,
-        "first_step": record["first_step"],
+        "first_step": record["step_ends"][0] - started,
+        "tenth_step": record["step_ends"][9] - started,
+        "wall": time.time() - started,
         "memory_gib": record["memory_gib"],
         "epochs": record["epochs"],
     }
+
+
+def _row(
+    name: str, batch: int, result: dict[str, Any], results: list[tuple[str, int, dict[str, Any]]]
+) -> tuple[Any, ...]:
+    """Compared with the first side of NAVSIM's, of the same batch where there is one."""
+    theirs = [(other, entry) for side, other, entry in results if side.startswith("NAVSIM")]
+    base = next(
+        (entry for other, entry in theirs if other == batch), theirs[0][1] if theirs else {}
+    )
+    rate = result["samples_per_s"]
+    times = f"{rate / base['samples_per_s']:.2f}" if base else ""
+    return (
+        name, batch, f"{rate:.0f}", times, f"{100 * result['waits']:.1f} %",
+        f"{result['tenth_step']:.0f}", f"{result['memory_gib']:.1f}",
+    )  # fmt: skip
 
 
 def run(command: list[str], log: Path) -> None:
@@ -154,37 +195,33 @@ def main() -> None:
     parser.add_argument("--navsim-steps", type=int, default=60, help="NAVSIM's one epoch")
     parser.add_argument("--compile-cache", help="kept from run to run")
     parser.add_argument("--folder", type=Path, help="for the data (default: a temporary one)")
+    parser.add_argument("--prepared", action="store_true", help="--folder holds the data already")
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
 
-    results: dict[str, dict[str, Any]] = {}
-    rows: list[tuple[Any, ...]] = []
+    results: list[tuple[str, int, dict[str, Any]]] = []
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench(args, args.folder or Path(temporary))
         bench.folder.mkdir(parents=True, exist_ok=True)
         bench.prepare()
         for batch in map(int, args.batches.split(",")):
-            first = None
-            for side in args.sides.split(","):
+            for side in filter(None, args.sides.split(",")):
                 level, _, detail = side.partition(":")
                 if level == "navsim":
-                    result = bench.navsim(batch, int(detail))
-                    name = f"NAVSIM, {detail} workers"
+                    name, result = f"NAVSIM, {detail} workers", bench.navsim(batch, int(detail))
                 else:
-                    switches = [f"speed={level}", *(detail.split("+") if detail else [])]
-                    result = bench.convoy(batch, re.sub(r"\W", "-", side), switches, shards=True)
-                    name = f"Convoy, speed={level} {detail}".rstrip()
-                first = first or result["samples_per_s"]
-                results[f"{side} b{batch}"] = result
-                rows.append(
-                    (name, batch, f"{result['samples_per_s']:.0f}",
-                     f"{result['samples_per_s'] / first:.2f}", f"{100 * result['waits']:.1f} %",
-                     f"{result['first_step']:.0f}", f"{result['memory_gib']:.1f}")
-                )  # fmt: skip
-    record = {"benchmark": "training_speed", "arguments": vars(args) | {"folder": None},
-              "results": results}  # fmt: skip
-    columns = ("", "batch", "samples/s", "x first", "waits", "first step s", "GiB")
+                    settings = [f"speed={level}", *(detail.split("+") if detail else [])]
+                    name = f"Convoy, {' '.join(settings)}"
+                    result = bench.convoy(batch, re.sub(r"\W", "-", side), settings)
+                results.append((name, batch, result))
+    rows = [_row(name, batch, result, results) for name, batch, result in results]
+    record = {
+        "benchmark": "training_speed",
+        "arguments": vars(args) | {"folder": None},
+        "results": {f"{name}, batch {batch}": result for name, batch, result in results},
+    }
+    columns = ("", "batch", "samples/s", "x NAVSIM", "waits", "10th step s", "GiB")
     print_report(f"training, {args.agent}, one GPU", columns, rows, record, args.json)
 
 

@@ -159,25 +159,36 @@ def test_steps_are_those_of_navsims_own_module_in_float32(transfuser):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
-def test_replaced_operators_leave_transfusers_loss_and_gradients_as_they_are(transfuser):
-    """One step: the first steps of Adam take a gradient's sign, whatever its size."""
+def test_replaced_operators_leave_transfusers_predictions_and_gradients_as_they_are(transfuser):
+    """Not through the loss: of boxes that cost nearly the same its matching takes now this, now
+    that, and a difference of 1e-7 in a prediction becomes one of 1e-3 in the loss."""
     theirs, fast = copy.deepcopy(transfuser), copy.deepcopy(transfuser)
-    modules, changed = matching.find(fast)
-    assert len(modules) == 1 and not changed
-    batch = batch_of(0)
-    their_loss = _outcome(theirs)(batch)["loss"]
-    their_loss.backward()
-    with operators.replaced(), matching.replaced(modules):
-        loss = _outcome(fast)(batch)["loss"]
-    loss.backward()
-    assert loss.item() == pytest.approx(their_loss.item(), rel=1e-5)
-    difference, size = 0.0, 0.0
-    for one, other in zip(fast.parameters(), theirs.parameters(), strict=True):
-        if other.grad is not None:
-            assert one.grad is not None
-            difference += (one.grad - other.grad).square().sum().item()
-            size += other.grad.square().sum().item()
-    assert (difference / size) ** 0.5 < 1e-4
+    features, _ = batch_of(0)
+    their_predictions = theirs.forward(features)
+    _smooth(their_predictions).backward()
+    with operators.replaced():
+        predictions = fast.forward(features)
+    _smooth(predictions).backward()
+    for name, value in predictions.items():
+        assert _distance([value], [their_predictions[name]]) < 1e-5
+    pairs = [
+        (one.grad, other.grad)
+        for one, other in zip(fast.parameters(), theirs.parameters(), strict=True)
+        if one.grad is not None and other.grad is not None
+    ]
+    assert len(pairs) > 200
+    assert _distance([one for one, _ in pairs], [other for _, other in pairs]) < 1e-4
+
+
+def _smooth(predictions: dict[str, Tensor]) -> Tensor:
+    return torch.stack([value.float().square().mean() for value in predictions.values()]).sum()
+
+
+def _distance(one: list[Tensor], other: list[Tensor]) -> float:
+    """Relative, in the Euclidean norm over all entries."""
+    with torch.no_grad():
+        apart = sum((a - b).square().sum().item() for a, b in zip(one, other, strict=True))
+        return (apart / sum(b.square().sum().item() for b in other)) ** 0.5
 
 
 def _outcome(agent: Any) -> Callable[[Any], dict[str, Tensor]]:

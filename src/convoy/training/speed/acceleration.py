@@ -83,8 +83,7 @@ class Acceleration(pl.Callback):
     def step(self, batch: Any, trainer: pl.Trainer, scalars_of: Callable[..., Outcome]) -> Outcome:
         """The scalars of `batch`, its loss among them: `scalars_of(batch, forward)`.
 
-        Where `steps_itself`, the optimizer's step is done too, and the scalars are to be read
-        before the next call.
+        Where `steps_itself`, the optimizer's step is done too.
         """
         if not self._steps_itself:
             return scalars_of(self._laid_out(batch), self._forward)

@@ -29,10 +29,8 @@ Loss = Callable[[Any], Outcome]
 
 
 class WholeStep:
-    """Takes one optimizer step for each batch it is called with, and returns the batch's scalars.
-
-    The returned tensors are overwritten by the next call.
-    """
+    """Takes one optimizer step for each batch it is called with, and returns the batch's scalars,
+    detached."""
 
     def __init__(
         self,
@@ -157,7 +155,7 @@ class WholeStep:
             for entry, gradient in zip(self._parameters, self._gradients, strict=True):
                 entry.grad = gradient
             self._optimizer.step()
-        return self._captured
+        return {name: value.clone() for name, value in self._captured.items()}
 
     def _without_graph(self, reason: str) -> None:
         self._graph = self._rates = None
