@@ -42,19 +42,15 @@ def outputs(kind: str, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]
     if kind in ("no labels", "all labels"):
         labels = torch.full_like(labels, kind == "all labels")
     predictions = {
-        "trajectory": normal(batch, 8, 3), "agent_states": normal(batch, 30, 5) * 20,
-        "agent_labels": normal(batch, 30), "bev_semantic_map": normal(batch, 7, 16, 32),
-    }  # fmt: skip
+        "agent_states": normal(batch, 30, 5) * 20,
+        "agent_labels": normal(batch, 30),
+    }
     if kind == "equal costs":
         predictions["agent_labels"][:] = 0.5
         predictions["agent_states"][:, 10:, :2] = 1.0
     if kind == "bfloat16":
         predictions = {name: value.bfloat16() for name, value in predictions.items()}
-    targets = {
-        "trajectory": normal(batch, 8, 3).double(), "agent_states": normal(batch, 30, 5) * 20,
-        "agent_labels": labels,
-        "bev_semantic_map": torch.randint(0, 7, (batch, 16, 32), generator=generator).float(),
-    }  # fmt: skip
+    targets = {"agent_states": normal(batch, 30, 5) * 20, "agent_labels": labels}
     where = device()
     return (
         {name: value.to(where) for name, value in targets.items()},
@@ -75,7 +71,6 @@ def test_loss_and_gradients_are_navsims(loss_module, kind):
         targets, predictions = outputs(kind, seed)
         theirs = _loss_and_gradients(loss_module, targets, predictions, config)
         with matching.replaced([loss_module]):
-            assert loss_module._agent_loss is not None
             ours = _loss_and_gradients(loss_module, targets, predictions, config)
         for one, other in zip(ours, theirs, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
@@ -94,12 +89,17 @@ def test_pairs_of_equal_cost_are_scipys_on_the_gpu_too(loss_module, cuda):
 def _loss_and_gradients(
     module: Any, targets: dict[str, Tensor], predictions: dict[str, Tensor], config: Any
 ) -> list[Tensor]:
-    leaves = {name: value.clone().requires_grad_() for name, value in predictions.items()}
-    loss = module.transfuser_loss(targets, leaves, config)
-    loss.backward()
-    gradients = [value.grad for value in leaves.values()]
-    assert all(gradient is not None for gradient in gradients)
-    return [loss.detach(), *[gradient for gradient in gradients if gradient is not None]]
+    """Of the part that matches; on a GPU the cross-entropy of the map beside it is not the same
+    from call to call."""
+    leaves = {
+        name: predictions[name].clone().requires_grad_()
+        for name in ("agent_states", "agent_labels")
+    }
+    entropy, distance = module._agent_loss(targets, leaves, config)
+    (10 * entropy + distance).backward()
+    gradients = [value.grad for value in leaves.values() if value.grad is not None]
+    assert len(gradients) == 2
+    return [entropy.detach(), distance.detach(), *gradients]
 
 
 @pytest.fixture(scope="module")
