@@ -14,6 +14,7 @@ RUN /opt/convoy/image/install.sh convoy "${VARIANT}" "${COMMIT}"
 ARG LOCK=unknown
 ARG NAVSIM=unknown
 LABEL org.opencontainers.image.title="Convoy" \
+      org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.revision="${COMMIT}" \
       convoy.variant="${VARIANT}" \
       convoy.lock="${LOCK}" \

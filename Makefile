@@ -71,7 +71,7 @@ shell:  ## open a shell in the Apptainer image, with this checkout's src/ over t
 		'$(NAVSIM_DEVKIT_ROOT):/opt/navsim' --env NAVSIM_DEVKIT_ROOT=/opt/navsim) '$(SIF)' bash
 
 .PHONY: submit
-submit:  ## check a training and submit it: NODES=2 ARGS='cache_path=… global_batch=176' [SUBMIT='--time 24:00:00']
+submit:  ## check a training and submit it: NODES=2 ARGS='agent=… cache_path=… global_batch=176' [SUBMIT='--time 24:00:00']
 	@PYTHONPATH=src $(PYTHON) -m convoy.commands submit --nodes $(NODES) $(SUBMIT) -- $(value ARGS)
 
 .PHONY: cluster-up
@@ -82,11 +82,14 @@ cluster-up:  ## start a SLURM cluster in Docker containers [CLUSTER='--nodes 4']
 cluster-down:  ## remove it, its /scratch too
 	@$(PYTHON) testbed/cluster.py down
 
-.PHONY: lint
-lint: venv  ## check Python with ruff, and bash with shellcheck where it is installed
+.PHONY: check
+check: venv  ## check the sources: ruff, mypy, shellcheck, codespell
 	@.venv/bin/ruff check .
-	@if command -v shellcheck > /dev/null; then git ls-files -z '*.sh' '*.slurm' .ci/run .ci/docker testbed/run testbed/entry testbed/base-image | xargs -0 shellcheck --external-sources; \
-	else echo 'shellcheck is not installed: bash was not checked'; fi
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+	@command -v shellcheck > /dev/null || { echo 'make check: shellcheck is not installed' >&2; exit 1; }
+	@git grep -lzE '^#! ?/.*\bbash$$|^# shellcheck shell=' -- ':!*.golden' | xargs -0 shellcheck --external-sources
+	@git ls-files -z | xargs -0 .venv/bin/codespell
 
 .PHONY: lock
 lock:  ## resolve pyproject.toml into image/requirements/{cpu,cuda}.txt

@@ -1,7 +1,9 @@
 """Displacement errors on held-out synthetic logs: constant velocity, the ego status alone, and the
 built-in agent.
 
-python benchmarks/accuracy.py --rounds 3        # the demo's size, another data set and initialisation each round
+python benchmarks/accuracy.py --rounds 3
+
+Each round has the demo's size, and a data set and an initialisation of its own.
 """
 
 import argparse

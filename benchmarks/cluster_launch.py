@@ -151,6 +151,7 @@ def main() -> None:
             "--logs=4",
         )
         overrides = [
+            "agent=bev_fusion_agent",
             "cache_path=/scratch/cache",
             "data.val_fraction=0.25",
             "global_batch=16",

@@ -33,11 +33,12 @@ from report import print_report
 from convoy.data.cache import Builders
 from convoy.data.layout import Layout
 from convoy.data.packing import pack, probe, record_parts
+from convoy.data.shard import Builder
 from convoy.data.shard_loader import ShardLoader
 from convoy.data.shard_reader import ShardReader
 from convoy.data.shard_split import split_of
 from convoy.data.shard_writer import ShardWriter
-from convoy.data.shards import Builder, Manifest, write_manifest
+from convoy.data.shards import Manifest, write_manifest
 
 BATCH, FILES, THREADS, BLOCKS = 64, 8, 2, 4
 Reader = Callable[[np.ndarray], None]  # goes through the data set once, in the order of the indices
@@ -353,7 +354,10 @@ def main() -> None:
         },
         "versions": {side[0]: importlib.metadata.version(side[0]) for side in installed.values()},
     }
-    title = f"samples/s of random batches of {BATCH} x {len(records[0]) / 1e3:.0f} kB, {count} samples, {THREADS} threads"
+    title = (
+        f"samples/s of random batches of {BATCH} x {len(records[0]) / 1e3:.0f} kB, "
+        f"{count} samples, {THREADS} threads"
+    )
     columns = (
         "",
         "page cache warm",

@@ -23,17 +23,9 @@ from report import print_report
 
 from convoy.data.cache import Builders, logs_in, scan
 from convoy.data.packing import probe
+from convoy.data.shard import RECORDS_AT, Builder, Shard
 from convoy.data.shard_split import damaged_shards, split_of
-from convoy.data.shards import (
-    RECORDS_AT,
-    SHARDS,
-    Builder,
-    Manifest,
-    Shard,
-    load_manifest,
-    shard_path,
-    write_manifest,
-)
+from convoy.data.shards import SHARDS, Manifest, load_manifest, shard_path, write_manifest
 
 LOGS = 1192  # of navtrain
 
@@ -118,7 +110,10 @@ def main() -> None:
         "median_s": medians,
         "manifest_bytes": size,
     }
-    title = f"seconds to index {args.samples} samples of {LOGS} logs, directory entries in memory ({args.rounds} rounds)"
+    title = (
+        f"seconds to index {args.samples} samples of {LOGS} logs, "
+        f"directory entries in memory ({args.rounds} rounds)"
+    )
     print_report(title, ("", "median", "least", "most"), rows, record, args.json)
 
 

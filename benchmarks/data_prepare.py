@@ -30,8 +30,8 @@ from convoy.synthetic import write_raw
 
 AGENT = "transfuser_agent"
 SPLIT = ("train_test_split=mini", "train_test_split.scene_filter.frame_interval=1")
-# What makes torchvision importable beside a CPU build of torch, then NAVSIM's script as it is.
-RUN = "import convoy.navsim.torchvision_cpu, runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+# Runs NAVSIM's script as it is, beside a CPU build of torch too.
+RUN = ("-m", "convoy.navsim.torchvision_cpu")
 
 
 def read_only(cache: Path, log: str) -> tuple[int, float]:
@@ -133,7 +133,7 @@ def both_from_raw(
         f"worker.max_workers={workers}",
     ]
     script = find_tree() / "navsim/planning/script/run_dataset_caching.py"
-    command = [sys.executable, "-c", RUN, str(script), *agent, *processes, "experiment_name=cache"]
+    command = [sys.executable, *RUN, str(script), *agent, *processes, "experiment_name=cache"]
     started = time.perf_counter()
     subprocess.run(command, env=os.environ | environment, check=True, stdout=subprocess.DEVNULL)
     theirs = time.perf_counter() - started
@@ -224,7 +224,10 @@ def main() -> None:
         "from_cache": cache,
         "from_raw": raw,
     }
-    title = f"convoy prepare, {args.workers} processes, {args.samples} samples from a cache, {args.raw_samples} from raw"
+    title = (
+        f"convoy prepare, {args.workers} processes, {args.samples} samples from a cache, "
+        f"{args.raw_samples} from raw data"
+    )
     print_report(title, ("", "NAVSIM", "Convoy", "ratio"), rows, record, args.json)
 
 

@@ -2,7 +2,8 @@
 in turn.
 
 python benchmarks/framework_overhead.py --processes 2            # CPU
-python benchmarks/framework_overhead.py --processes 1 --accelerator gpu --workers 14 --global-batch 64 --steps 200
+python benchmarks/framework_overhead.py --processes 1 --accelerator gpu --workers 14 \\
+    --global-batch 64 --steps 200
 """
 
 import argparse

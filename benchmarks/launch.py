@@ -82,6 +82,7 @@ def convoy(size: Size) -> Timing:
         arguments = [
             "-m",
             "convoy.launch.rank",
+            "agent=bev_fusion_agent",
             f"cache_path={size.cache}",
             f"run_dir={folder}/run",
             f"global_batch={size.global_batch}",

@@ -1,5 +1,6 @@
-"""Builds the image from Apptainer.def, or its twin from the Dockerfile: `make image`, `make
-docker`.
+"""Builds the image from Apptainer.def, or its twin from the Dockerfile.
+
+`make image` and `make docker` call it.
 
 Standard library and git only, besides the builder itself. Apptainer has no layers, so the
 dependencies are kept as an image of their own, named by a digest of all that goes into them.
@@ -34,18 +35,9 @@ from diagnosis import explain
 from lock import ROOT
 
 PASSED_ON = (
-    "PIP_INDEX_URL",
-    "PIP_EXTRA_INDEX_URL",
-    "PIP_FIND_LINKS",
-    "PIP_TRUSTED_HOST",
-    "PIP_DEFAULT_TIMEOUT",
-    "PIP_RETRIES",
-    "http_proxy",
-    "https_proxy",
-    "no_proxy",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "NO_PROXY",
+    *"PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS PIP_TRUSTED_HOST".split(),
+    *"PIP_DEFAULT_TIMEOUT PIP_RETRIES".split(),
+    *"http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY".split(),
 )
 COMPRESSION = {"zstd": "-comp zstd -Xcompression-level 3", "gzip": "-comp gzip"}
 # What Apptainer unpacks in its temporary directory, and the image itself; measured, and rounded up.
@@ -113,6 +105,7 @@ def execute(command: list[str | Path], log: Path, environment: dict[str, str], d
             )
         except FileNotFoundError:
             raise BuildError(f"{command[0]} is not installed here") from None
+        assert process.stdout is not None
         for line in process.stdout:
             file.write(line)
             if sys.stdout.isatty():
@@ -160,18 +153,9 @@ def build_apptainer(options: argparse.Namespace, inputs: Inputs) -> None:
             ]
             test = [] if "convoy" in arguments["steps"] else ["--notest"]
             try:
+                options = (*test, bind, squashfs, *named)
                 execute(
-                    [
-                        "apptainer",
-                        "build",
-                        "--force",
-                        *test,
-                        bind,
-                        squashfs,
-                        *named,
-                        partial,
-                        "Apptainer.def",
-                    ],
+                    ["apptainer", "build", "--force", *options, partial, "Apptainer.def"],
                     log,
                     {"SOURCE_DATE_EPOCH": inputs.commit_time, "APPTAINER_TMPDIR": str(scratch)},
                     scratch,
@@ -179,11 +163,8 @@ def build_apptainer(options: argparse.Namespace, inputs: Inputs) -> None:
                 partial.replace(target)
             finally:
                 partial.unlink(missing_ok=True)
-            print(
-                f"{target}: {target.stat().st_size / 1e9:.2f} GB in {time.monotonic() - began:.0f} "
-                "s",
-                flush=True,
-            )
+            size, seconds = target.stat().st_size, time.monotonic() - began
+            print(f"{target}: {size / 1e9:.2f} GB in {seconds:.0f} s", flush=True)
 
         if options.fresh or not dependencies.exists():
             build(

@@ -13,15 +13,8 @@ from checkout import check_out, git, load_sources
 from lock import ROOT
 
 BUILD = ROOT / "build"
-DEPENDENCY_INPUTS = (
-    "install.sh",
-    "install.py",
-    "environment.py",
-    "checkout.py",
-    "lock.py",
-    "sources.toml",
-)
-PACKAGE_INPUTS = ("src", "entrypoint", "pyproject.toml", "README.md", "image/runtime.sh")
+DEPENDENCY_INPUTS = "install.sh install.py environment.py checkout.py lock.py sources.toml".split()
+PACKAGE_INPUTS = "src entrypoint pyproject.toml README.md LICENSE image/runtime.sh".split()
 RECIPES = ("Apptainer.def", "Dockerfile")
 
 
@@ -62,30 +55,22 @@ def collect(
     sources = load_sources(ROOT / "image" / "sources.toml")
     for source in sources:
         check_out(source, BUILD / source.name)
-        for path in git(
-            "-C", BUILD / source.name, "ls-files", "-z", "--", source.package, "LICENSE*"
-        ).split("\0"):
-            if (BUILD / source.name / path).is_file():  # a sparse checkout's index names more
-                copy(BUILD / source.name / path, dependencies / source.name / path)
+        tree = BUILD / source.name
+        # Their licences stay with them.
+        listed = git("-C", tree, "ls-files", "-z", "--", source.package, "LICENSE*")
+        for name in listed.split("\0"):
+            if (tree / name).is_file():  # a sparse checkout's index names more
+                copy(tree / name, dependencies / source.name / name)
     if extra:
         copy(extra, dependencies / "convoy" / "extra-requirements.txt")
     if weights:
         for path in weights.rglob("*"):
             if path.is_symlink() or path.is_file():
                 copy(path, dependencies / "convoy" / "weights" / path.relative_to(weights))
-    for path in git(
-        "-C",
-        ROOT,
-        "ls-files",
-        "-z",
-        "--cached",
-        "--others",
-        "--exclude-standard",
-        "--",
-        *PACKAGE_INPUTS,
-    ).split("\0"):
-        if path and (ROOT / path).exists():
-            copy(ROOT / path, package / path)
+    everything = "ls-files -z --cached --others --exclude-standard --".split()
+    for name in git("-C", ROOT, *everything, *PACKAGE_INPUTS).split("\0"):
+        if name and (ROOT / name).exists():
+            copy(ROOT / name, package / name)
     for folder in (context, *(path for path in context.rglob("*") if path.is_dir())):
         folder.chmod(0o755)
 

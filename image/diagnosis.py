@@ -9,11 +9,13 @@ REASONS = {
         "a downloaded package is not the one that is locked: a damaged download, a mirror that "
         "rebuilds packages, or an edited lock file (`make lock` writes it anew)"
     ),
-    r"CERTIFICATE_VERIFY_FAILED|certificate verif(y|ication) failed|problem confirming the ssl certificate": (
+    r"CERTIFICATE_VERIFY_FAILED|certificate verif(y|ication) failed|"
+    r"problem confirming the ssl certificate": (
         "a certificate could not be verified: behind a proxy that inspects TLS give its bundle, "
         "CA=/path/to/ca.pem"
     ),
-    r"pull access denied|failed to resolve|[Ww]hile fetching|initializing source|dial tcp|no such host": (
+    r"pull access denied|failed to resolve|[Ww]hile fetching|initializing source|"
+    r"dial tcp|no such host": (
         "the base image cannot be fetched: without a registry give BASE= one that is here, an "
         "archive of docker save, a SIF or a root file system"
     ),

@@ -1,9 +1,9 @@
 """The Python steps of both recipes: install.sh runs them as root in the image, with the image's own
 Python.
 
-dependencies  the hash-locked set of a variant and a user's extra requirements, in /opt/convoy/venv;
-NAVSIM's link convoy        the package on top, and the manifest with the digest of what the image
-holds
+- dependencies: the hash-locked set of a variant and a user's extra requirements, in
+  /opt/convoy/venv, and the link to NAVSIM.
+- convoy: the package on top, and the manifest with the digest of what the image holds.
 
 Nothing that they leave behind depends on when or where they ran.
 """
@@ -69,7 +69,7 @@ def dependencies(variant: str) -> None:
     )
     open_to_every_user()
     # The package comes in the next step, so that its changes leave this one alone.
-    for path in ("src", "entrypoint", "pyproject.toml", "README.md"):
+    for path in ("src", "entrypoint", "pyproject.toml", "README.md", "LICENSE"):
         shutil.rmtree(HOME / path, ignore_errors=True)
         (HOME / path).unlink(missing_ok=True)
 
@@ -120,25 +120,15 @@ def compile_bytecode(*folders: Path | str) -> None:
     for folder in folders:
         for cache in Path(folder).rglob("__pycache__"):
             shutil.rmtree(cache)
-    command = [
-        PYTHON,
-        "-m",
-        "compileall",
-        "-qq",
-        "-f",
-        "-j0",
-        "--invalidation-mode=unchecked-hash",
-        *folders,
-    ]
-    subprocess.run(command, check=False)
+    options = "-m compileall -qq -f -j0 --invalidation-mode=unchecked-hash".split()
+    subprocess.run([PYTHON, *options, *folders], check=False)
 
 
 def open_to_every_user() -> None:
     """Any uid runs the image, read-only: all is readable, nothing is setuid, and there are no
     leftovers. Modes are the same wherever it was built."""
-    mounts = {
-        line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()
-    }  # not the image's own
+    # Not the image's own.
+    mounts = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
     for pattern in LEFTOVERS:
         for path in Path("/").glob(pattern):
             if str(path) in mounts:
@@ -150,15 +140,14 @@ def open_to_every_user() -> None:
     for top in ("/etc", "/opt", "/usr", "/var"):
         for folder, folders, files in os.walk(top):
             folders[:] = [name for name in folders if f"{folder}/{name}" not in mounts]
-            for path in (folder, *(f"{folder}/{name}" for name in files)):
-                mode = os.lstat(path).st_mode
-                if (
-                    stat.S_ISLNK(mode) or mode & stat.S_ISVTX or path in mounts
-                ):  # links, and folders like /var/tmp
+            for name in (folder, *(f"{folder}/{file}" for file in files)):
+                mode = os.lstat(name).st_mode
+                # Links, folders like /var/tmp, and mounts stay as they are.
+                if stat.S_ISLNK(mode) or mode & stat.S_ISVTX or name in mounts:
                     continue
                 wanted = 0o755 if mode & 0o111 else 0o644
                 if wanted != stat.S_IMODE(mode):  # in a layered file system each change is a copy
-                    os.chmod(path, wanted)
+                    os.chmod(name, wanted)
 
 
 if __name__ == "__main__":

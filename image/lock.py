@@ -35,7 +35,7 @@ def cpu_set(cuda: dict[str, str], torch_sums: str) -> dict[str, str]:
     """The CPU set's requirements, from the CUDA set's and the hashes of torch's CPU wheels."""
     wheels = [line.split() for line in torch_sums.splitlines() if line]
     versions = {wheel.split("-")[1] for _, wheel in wheels}
-    locked = re.match(r"torch==(\S+)", cuda["torch"])[1]
+    locked = cuda["torch"].split()[0].removeprefix("torch==")
     if versions != {f"{locked}+cpu"}:
         sys.exit(
             f"torch-cpu.sha256 holds {', '.join(sorted(versions))}, but pyproject.toml asks for "
@@ -59,21 +59,15 @@ def compile_lock(target: Path) -> str:
     # Only the package index counts: hashes and versions of this machine's other sources are nobody
     # else's.
     environment = {name: value for name, value in os.environ.items() if name not in OTHER_SOURCES}
+    options = (
+        "--quiet --all-extras --generate-hashes --strip-extras --allow-unsafe --no-header "
+        "--no-emit-options --no-emit-index-url --no-emit-find-links --no-emit-trusted-host"
+    )
     subprocess.run(
         [
             tools / "bin" / "pip-compile",
-            "--quiet",
-            "--all-extras",
-            "--generate-hashes",
-            "--strip-extras",
-            "--allow-unsafe",
-            "--no-header",
-            "--no-emit-options",
-            "--no-emit-index-url",
-            "--no-emit-find-links",
-            "--no-emit-trusted-host",
-            "--output-file",
-            target,
+            *options.split(),
+            f"--output-file={target}",
             "pyproject.toml",
         ],
         check=True,

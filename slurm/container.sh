@@ -8,15 +8,30 @@ for name in $(compgen -e); do
     case $name in
         SLURM_* | SLURMD_NODENAME | CONVOY_* | NCCL_* | GLOO_* | TORCH_* | TORCHELASTIC_* | \
             PYTORCH_* | HF_* | OPENSCENE_* | NUPLAN_* | NAVSIM_EXP_ROOT | CUDA_VISIBLE_DEVICES | \
-            OMP_NUM_THREADS | http*_proxy | no_proxy)
+            OMP_NUM_THREADS | http*_proxy | no_proxy | all_proxy | HTTP*_PROXY | NO_PROXY | ALL_PROXY)
             export "APPTAINERENV_$name=${!name}" ;;
     esac
 done
 
+# A path as it is: --bind splits at commas and colons, --mount reads fields of CSV.
+mount() {
+    local field
+    printf type=bind
+    for field in "source=$1" "destination=${2:-$1}"; do printf ',"%s"' "${field//\"/\"\"}"; done
+}
+
 # Not --contain: its /dev/shm is small, and data loaders and NCCL share memory there. --pid: when the
-# container ends, no process of it is left on the node.
-options=(--cleanenv --no-home --pid --bind="$NAVSIM_EXP_ROOT" --bind="$PWD" --pwd="$PWD")
-if [[ ${CONVOY_BIND:-} ]]; then options+=(--bind="$CONVOY_BIND"); fi
-if [[ ${NAVSIM_DEVKIT_ROOT:-} ]]; then options+=(--bind="$NAVSIM_DEVKIT_ROOT:/opt/navsim"); fi
+# container ends, no process of it is left on the node. --no-eval: a shell in the container would
+# evaluate the values of variables.
+options=(--cleanenv --no-eval --no-home --pid --mount="$(mount "$NAVSIM_EXP_ROOT")" \
+    --mount="$(mount "$PWD")" --pwd="$PWD")
+if [[ ${CONVOY_BIND:-} == /* && -e $CONVOY_BIND ]]; then
+    options+=(--mount="$(mount "$CONVOY_BIND")")
+elif [[ ${CONVOY_BIND:-} ]]; then
+    options+=(--bind="$CONVOY_BIND")
+fi
+if [[ ${NAVSIM_DEVKIT_ROOT:-} ]]; then
+    options+=(--mount="$(mount "$NAVSIM_DEVKIT_ROOT" /opt/navsim)")
+fi
 if [[ -e /dev/nvidiactl ]]; then options+=(--nv); fi
 exec apptainer --quiet exec "${options[@]}" "$CONVOY_IMAGE" /opt/convoy/entrypoint/run.sh "$@"

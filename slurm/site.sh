@@ -8,11 +8,14 @@ fail() { echo "convoy: $*" >&2; exit 1; }
 site=${CONVOY_SITE:-$root/slurm/site.conf}
 if [[ -f $site ]]; then
     while IFS= read -r line || [[ $line ]]; do
+        line=${line%$'\r'} # of a file that was written on Windows
         if [[ $line =~ ^([A-Z][A-Z0-9_]*)=(.*)$ && ! -v ${BASH_REMATCH[1]} ]]; then export "${BASH_REMATCH[0]}"; fi
     done < "$site"
+elif [[ ${CONVOY_SITE:-} ]]; then
+    fail "CONVOY_SITE=$site does not exist: name a file of NAME=VALUE lines, or unset it"
 fi
-# shellcheck disable=SC2086  # several modules
-if [[ ${CONVOY_MODULES:-} ]]; then module load $CONVOY_MODULES; fi
+read -ra modules <<< "${CONVOY_MODULES:-}"
+if ((${#modules[@]})); then module load "${modules[@]}"; fi
 
 export CONVOY_ROOT=$root CONVOY_IMAGE=${CONVOY_IMAGE:-$root/build/convoy.sif}
 export NAVSIM_EXP_ROOT=${NAVSIM_EXP_ROOT:-$PWD/exp}

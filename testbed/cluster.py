@@ -182,8 +182,9 @@ def write_state(cluster: Cluster) -> None:
 # without arguments is a short training on what `synth /scratch/cache` wrote.
 SITE = """\
 CONVOY_BIND=/scratch
-CONVOY_OVERRIDES=cache_path=/scratch/cache global_batch=16 trainer.params.max_epochs=2 dataloader.params.num_workers=0 \
-trainer.params.accelerator=cpu trainer.params.precision=32-true
+CONVOY_OVERRIDES=agent=bev_fusion_agent cache_path=/scratch/cache global_batch=16 \
+trainer.params.max_epochs=2 dataloader.params.num_workers=0 trainer.params.accelerator=cpu \
+trainer.params.precision=32-true
 NAVSIM_EXP_ROOT=/scratch/exp
 """
 

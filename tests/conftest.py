@@ -2,12 +2,14 @@
 real entrypoint."""
 
 import gzip
+import json
 import os
 import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +132,8 @@ class ForeignAgent(torch.nn.Module):
     def __init__(self, lr, poison=None):
         super().__init__()
         self.lr, self.poison, self.steps = lr, poison, 0
-        self.mlp = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 24))
+        layers = torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 24)
+        self.mlp = torch.nn.Sequential(*layers)
 
     def get_feature_builders(self):
         return [Builder("ego_status_feature")]
@@ -236,3 +239,93 @@ def raw_data(tmp_path_factory: pytest.TempPathFactory) -> RawData:
     root = tmp_path_factory.mktemp("raw")
     summary = write_raw(root, samples=8, logs=2, seed=2, all_cameras=False, workers=1)
     return RawData(root, summary.samples, summary.logs)
+
+
+@pytest.fixture
+def preempted_run(tmp_path: Path) -> Path:
+    """The files of a run of 2 nodes x 4 GPUs that was preempted twice and goes on in a third start:
+    what Convoy's parts write, at fixed times."""
+    root = tmp_path / "exp" / "first" / "12"
+    begin, hour = 1_767_600_000.0, 3600.0  # 5 January 2026, 08:00 UTC
+    starts = [begin + 600, begin + 3 * hour, begin + 5 * hour]
+
+    def lines(name: str, entries: list[dict[str, Any]]) -> None:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+    lines(
+        "launches.jsonl",
+        [
+            {
+                "time": datetime.fromtimestamp(start, UTC).isoformat(timespec="seconds"),
+                "start": f"12-{number}",
+                "kind": "job",
+                "job": "12",
+                "nodes": ["gl001", "gl006"],
+                "processes_per_node": 4,
+                "software": {"image": "sha256:ab12", "convoy": "0a1b2c", "navsim": "0a380a9"},
+                "overrides": ["agent=transfuser_agent", "global_batch=176"],
+            }
+            for number, start in enumerate(starts)
+        ],
+    )
+    events = []
+    for number, start in enumerate(starts):
+        events.append({"time": start, "kind": "start", "start": number})
+        events += [{"time": start + n * 900, "kind": "checkpoint", "step": 400 * n} for n in (1, 2)]
+        if number < 2:
+            events.append({"time": start + 1.5 * hour, "kind": "signal", "signal": "SIGUSR1"})
+            events.append({"time": start + 1.5 * hour + 20, "kind": "stop", "step": 800 + number})
+    lines("events.jsonl", events)
+    for start in range(3):
+        rows = ["epoch,step,train/loss,train/samples_per_s,val/loss,val/ade,val/fde"]
+        for step in range(start * 800, start * 800 + 810, 10):
+            rate = 300 + 15 * (step % 7) - (100 if step % 400 < 20 else 0)
+            loss = 2.0 / (1 + step / 400) + 0.02 * (step % 3)
+            rows.append(f"{step // 480},{step},{loss:.4f},{rate},,,")
+            if step and step % 480 == 0:
+                rows.append(f"{step // 480},{step},,,{loss:.4f},{2.5 / (1 + step / 300):.4f},3.1")
+        path = root / "metrics" / f"version_{start}" / "metrics.csv"
+        path.parent.mkdir(parents=True)
+        path.write_text("\n".join(rows) + "\n")
+    for node, host in enumerate(("gl001", "gl006")):
+        samples = []
+        for moment in range(0, int(6 * hour), 300):
+            gpus = [
+                {"index": gpu, "busy": 90 + gpu, "memory": 30_000, "memory_total": 46_068}
+                | {"name": "NVIDIA L40S"}
+                for gpu in range(4)
+            ]
+            used = (200 + node * 40 + moment // 300) * 2**30
+            sample = {"time": begin + 600 + moment, "memory": used, "memory_limit": 1000 * 2**30}
+            samples.append(sample | {"gpus": gpus})
+        lines(f"vitals/{host}.jsonl", samples)
+    for rank in range(8):
+        slow = 0.9 if rank == 5 else 0.45
+        path = root / "paces" / f"rank-{rank:03d}.json"
+        path.parent.mkdir(exist_ok=True)
+        pace = {"host": ("gl001", "gl006")[rank // 4], "own_s": slow + rank / 1000, "step_s": 0.95}
+        path.write_text(json.dumps(pace))
+    (root / "progress.json").write_text(
+        json.dumps(
+            {"time": begin + 6.4 * hour, "step": 2400, "steps": 19_320, "epoch": 5, "loss": 0.3123}
+            | {"samples_per_s": 312.5, "seconds_left": 9.2 * hour, "data_wait": 0.21}
+        )
+    )
+    (root / "prediction.json").write_text(
+        json.dumps(
+            {"time": begin, "job": "12", "gpu": "l40s", "nodes": 2, "gpus_per_node": 4}
+            | {"samples_per_s": 400.0, "spread": 0.4, "source": "roofline, no earlier run"}
+            | {"wait_s": [0, 300, 900], "training_s": [3e4, 4e4, 6e4], "total_s": [3e4, 4e4, 6.5e4]}
+        )
+    )
+    (root / "config.yaml").write_text(
+        "agent:\n  _target_: navsim.agents.transfuser.transfuser_agent.TransfuserAgent\n"
+        "global_batch: 176\ncache_path: /data/navtrain\nseed: 0\n"
+        "dataloader:\n  params:\n    batch_size: 22\n    num_workers: 4\n"
+        "trainer:\n  params:\n    max_epochs: 40\n    accumulate_grad_batches: 1\n"
+    )
+    (root / "logs").mkdir()
+    (root / "logs" / "rank-000.log").write_text("line 1\nline 2\n")
+    return root

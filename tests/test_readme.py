@@ -51,7 +51,7 @@ def test_every_make_target_in_the_docs_exists():
 
 
 def test_every_documented_setting_exists():
-    config = OmegaConf.load(ROOT / "src/convoy/conf/train.yaml")
+    config = OmegaConf.load(ROOT / "src/convoy/conf/settings.yaml")
     table = (
         (ROOT / "docs/training.md")
         .read_text()

@@ -57,10 +57,14 @@ def plan_batches(
             f"global_batch={nearest}."
         )
     per_rank = global_batch // world_size
-    candidates = [accumulation] if accumulation else range(1, per_rank + 1)
-    for steps in candidates:
-        if per_rank % steps == 0 and per_rank // steps <= rank_batch_limit:
-            return BatchPlan(global_batch, world_size, per_rank // steps, steps)
+    if accumulation is None:
+        accumulation = next(
+            steps
+            for steps in range(1, per_rank + 1)
+            if per_rank % steps == 0 and per_rank // steps <= rank_batch_limit
+        )
+    if per_rank // accumulation <= rank_batch_limit:
+        return BatchPlan(global_batch, world_size, per_rank // accumulation, accumulation)
     raise ConvoyError(
         f"global_batch={global_batch} on world size {world_size} with "
         f"accumulate_grad_batches={accumulation} needs {per_rank // accumulation} samples a rank, "

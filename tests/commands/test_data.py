@@ -142,3 +142,16 @@ def test_a_picture_sheet(tmp_path, capsys):
 def test_a_picture_of_what_has_none(root, capsys, tmp_path):
     code, _ = run(capsys, "info", root, "--picture", tmp_path / "sheet.png")
     assert code == 0  # the trajectories
+
+
+def test_what_looks_like_markup_is_shown_as_it_is(root, capsys):
+    """A reason with brackets once ended the table after hours of work."""
+    path = root / "manifest.json"
+    content = json.loads(path.read_text())
+    odd = "KeyError: [/lanes] [red]of :car: [link=x]"
+    content["shards"][0]["failures"] = [{"log": "log-[/0]", "token": "[b]t", "reason": odd}]
+    content["origin"]["cache"] = "/data/[/cache]"
+    path.write_text(json.dumps(content))
+    code, printed = run(capsys, "info", root)
+    assert code == 0 and odd in printed.out and "/data/[/cache]" in printed.out
+    assert "log-[/0]" in printed.out and "[b]t" in printed.out

@@ -3,7 +3,7 @@ from collections import namedtuple
 import torch
 from torch.utils.data import default_collate
 
-from convoy.data.batch import first, sample_at
+from convoy.data.batch import first
 
 Pair = namedtuple("Pair", "left right")
 
@@ -20,11 +20,3 @@ def sample(number):
 def test_the_first_samples_are_what_collating_them_gives():
     batch = default_collate([sample(number) for number in range(5)])
     assert str(first(3, batch)) == str(default_collate([sample(number) for number in range(3)]))
-
-
-def test_one_sample():
-    batch = default_collate([sample(number) for number in range(3)])
-    got = sample_at(2, batch)
-    assert torch.equal(got["image"], sample(2)["image"])
-    assert got["name"] == "sample-2" and got["pair"].right[0] == "2"
-    assert got["history"][1]["speed"] == 3.0

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from convoy.data.layout import Layout
-from convoy.data.packing import NotPackable, pack, probe, record_parts, repack, split_record, unpack
+from convoy.data.packing import pack, probe, record_parts, repack, split_record, unpack
+from convoy.data.values import NotPackable
 
 
 def one(tensor, name="x"):
@@ -147,13 +148,15 @@ def test_shapes_that_differ():
     [
         (
             {"builder": {"y": torch.ones(2)}},
-            "lacks the tensor builder.x|has, unlike the other samples",
+            "lacks the value builder.x|has, unlike the other samples",
         ),
-        ({"builder": {}}, "lacks the tensor builder.x"),
+        ({"builder": {}}, "lacks the value builder.x"),
         (one(torch.ones(2).double()), "builder.x is float64 with 1 dimension.*float32 with 1"),
         (one(torch.ones(2, 1)), "with 2 dimension"),
-        (one(torch.ones(2, dtype=torch.complex64)), "dtype complex64 cannot be stored"),
-        (one([1.0, 2.0]), "is list, not a tensor"),
+        (one(torch.ones(2).to_sparse()), "cannot be stored .sparse_coo"),
+        (one(torch.ones(2, device="meta")), "cannot be stored"),
+        (one(np.ones(2, "f4")), "values of builder are of other kinds"),
+        (one([1.0, 2.0]), "lacks the value builder.x"),
     ],
 )
 def test_what_does_not_fit_the_other_samples_is_told(other, message):

@@ -2,8 +2,11 @@
 the reference."""
 
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -286,3 +289,35 @@ def test_no_maps(environment, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("NUPLAN_MAPS_ROOT", str(tmp_path))
     assert main(["prepare", str(tmp_path / "out"), "agent=ego_status_mlp_agent", *SPLIT]) == 1
     assert f"NUPLAN_MAPS_ROOT={tmp_path} holds no nuplan-maps-v1.0.json" in capsys.readouterr().err
+
+
+def test_a_tree_of_navsim_1(navsim_tree, raw_data, tmp_path):
+    """Its loader has another name for the folder of the sensors; no weights are at hand."""
+    fork = tmp_path / "fork"
+    shutil.copytree(navsim_tree / "navsim", fork / "navsim")
+    loader = fork / "navsim/common/dataloader.py"
+    first = loader.read_text().replace("original_sensor_path: Path", "sensor_blobs_path: Path")
+    first = first.replace("= original_sensor_path", "= sensor_blobs_path")
+    assert "sensor_blobs_path: Path," in first and first != loader.read_text()
+    loader.write_text(first)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "convoy.commands",
+            "prepare",
+            str(tmp_path / "out"),
+            "agent=transfuser_agent",
+            f"sensor_blobs_path={raw_data.root}/sensor_blobs/mini",
+            "--workers=1",
+            *SPLIT,
+        ],
+        env=os.environ
+        | raw_data.environment
+        | {"NAVSIM_DEVKIT_ROOT": str(fork), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the agent itself cannot be built here" in done.stderr
+    assert load_manifest(tmp_path / "out").samples == raw_data.samples

@@ -13,11 +13,12 @@ import torch
 from convoy.data import shard_loader
 from convoy.data.cache import Builders, CacheDataset, Split, collate, scan
 from convoy.data.packed_batch import PackedBatch
+from convoy.data.shard import Builder
 from convoy.data.shard_loader import ShardLoader
 from convoy.data.shard_reader import ShardReader
 from convoy.data.shard_split import damaged_shards, require_builders, split_of
 from convoy.data.shard_writer import ShardWriter
-from convoy.data.shards import Builder, Manifest, load_manifest, shard_path, write_manifest
+from convoy.data.shards import Manifest, load_manifest, shard_path, write_manifest
 from convoy.errors import ConvoyError
 
 BUILDERS = Builders(("camera", "status"), ("targets",))

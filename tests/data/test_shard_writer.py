@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from convoy.data.packing import NotPackable, split_record, unpack
+from convoy.data.packing import split_record, unpack
 from convoy.data.shard_writer import ShardWriter
 from convoy.data.shards import read_entry, shard_path
+from convoy.data.values import NotPackable
 
 
 def one(values):

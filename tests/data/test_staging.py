@@ -8,12 +8,13 @@ import torch
 
 from convoy.data import staging
 from convoy.data.cache import Builders
+from convoy.data.shard import Builder
 from convoy.data.shard_loader import ShardLoader
 from convoy.data.shard_reader import ShardReader
 from convoy.data.shard_split import split_of
 from convoy.data.shard_writer import ShardWriter
-from convoy.data.shards import Builder, Manifest, load_manifest, shard_path, write_manifest
-from convoy.data.staging import StagedShards, Staging, staged_folder
+from convoy.data.shards import Manifest, load_manifest, shard_path, write_manifest
+from convoy.data.staging import StagedShards, Staging, make_private, staged_folder
 from convoy.errors import ConvoyError
 
 
@@ -49,7 +50,7 @@ def stage(root, shards, folder, **options):
 
 
 def names(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".checked"))
 
 
 def test_copies_are_whole_and_used(root, shards, folder):
@@ -124,9 +125,9 @@ def test_a_part_is_staged_up_to_a_limit(root, shards, folder):
 def test_too_little_room_is_told_before_anything_is_copied(root, shards, folder, monkeypatch):
     usage = shutil.disk_usage(root)._replace(free=staging.RESERVED + shards[0].bytes)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    (folder.parent / "convoy-older").mkdir(parents=True)
+    make_private(folder.parent / "older")
     with pytest.raises(
-        ConvoyError, match=r"data.stage: 0.0 GB are to be copied.*data.stage_gb=0.*convoy-older"
+        ConvoyError, match=r"data.stage: 0.0 GB are to be copied.*data.stage_gb=0.*older"
     ):
         Staging(root, shards, folder)
     assert names(folder) == []
@@ -157,14 +158,97 @@ def test_closing_stops_and_starting_again_goes_on(root, shards, folder):
     assert len(names(folder)) == 4
 
 
+def test_a_copy_that_was_changed_is_not_read_and_is_made_again(root, shards, folder):
+    """Of the same size and time: what identifies a file shows that it was written to."""
+    stage(root, shards, folder)
+    path = folder / "b-000.safetensors"
+    content, before = path.read_bytes(), path.stat()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns and path.stat().st_size == before.st_size
+    assert StagedShards(folder)(shards[1]) is None
+    assert stage(root, shards, folder).bytes == shards[1].bytes
+    assert path.read_bytes() == content and StagedShards(folder)(shards[1]) == path
+
+
+def test_contents_are_read_once_again_after_the_node_came_back(root, shards, folder, monkeypatch):
+    stage(root, shards, folder)
+    before = {path.name: path.stat().st_ino for path in folder.glob("*.safetensors")}
+    (folder.parent / "boot").write_text("another boot")
+    monkeypatch.setattr(staging, "BOOT", folder.parent / "boot")
+    path = folder / "c-000.safetensors"
+    path.write_bytes(bytes(path.stat().st_size))  # a crash can leave zeros
+    assert StagedShards(folder)(shards[0]) is None
+    stage(root, shards, folder)
+    after = {path.name: path.stat().st_ino for path in folder.glob("*.safetensors")}
+    assert [name for name in before if before[name] != after[name]] == ["c-000.safetensors"]
+    assert all(StagedShards(folder)(shard) for shard in shards)
+
+
+def test_the_folder_is_this_users_own(root, shards, folder, tmp_path):
+    stage(root, shards, folder)
+    for each in (folder, folder.parent):
+        assert each.stat().st_mode & 0o777 == 0o700
+    assert folder.parent.name == f"convoy-{os.geteuid()}"
+
+
+def of_others(folder, monkeypatch):
+    folder.mkdir(parents=True, mode=0o700)
+    monkeypatch.setattr(os, "geteuid", lambda: folder.stat().st_uid + 1)
+
+
+def open_to_all(folder, monkeypatch):
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+
+
+def a_link(folder, monkeypatch):
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    target = folder.parent.parent / "elsewhere"
+    target.mkdir(mode=0o700)
+    folder.symlink_to(target)
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [(of_others, "belongs to user"), (open_to_all, "by others .mode 0777"), (a_link, "is a link")],
+)
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_folder_that_others_made_is_refused(root, shards, folder, made, told, depth, monkeypatch):
+    """On every rank, not only on the one that copies."""
+    if depth == 0:
+        folder.parent.mkdir(parents=True, mode=0o700)
+    made(folder if depth == 0 else folder.parent, monkeypatch)
+    for use in (lambda: StagedShards(folder), lambda: Staging(root, shards, folder)):
+        with pytest.raises(ConvoyError, match=f"data.stage: .*{told}.*cannot be relied on"):
+            use()
+
+
+def test_two_users_have_a_folder_each(shards, tmp_path, monkeypatch):
+    mine = staged_folder(tmp_path, shards)
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    theirs = staged_folder(tmp_path, shards)
+    assert theirs.parent.name == "convoy-4711" and mine.name == theirs.name and mine != theirs
+
+
+def test_a_link_in_the_place_of_a_copy_is_not_followed(root, shards, folder, tmp_path):
+    make_private(folder)
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(shards[0].bytes))
+    (folder / "a-000.safetensors").symlink_to(secret)
+    stage(root, shards, folder)
+    assert secret.read_bytes() == bytes(shards[0].bytes)
+    assert not (folder / "a-000.safetensors").is_symlink()
+
+
 def test_a_folder_that_cannot_be_made(root, shards, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConvoyError, match="data.stage: .* cannot be made"):
-        Staging(root, shards, tmp_path / "file" / "x")
+        Staging(root, shards, tmp_path / "file" / "x" / "y")
 
 
 def test_leftovers_of_killed_jobs_are_removed(root, shards, folder):
-    folder.mkdir(parents=True)
+    make_private(folder)
     old, new = folder / ".a-000.safetensors.1.tmp", folder / ".b-000.safetensors.2.tmp"
     old.touch()
     new.touch()

@@ -10,7 +10,10 @@ from convoy.health import environment, gpu, host, sources
 from convoy.health.finding import Status, examine
 
 OLD = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\n"
-OPEN = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build\nGCC version: gcc 12.2.0\n"
+OPEN = (
+    "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build\n"
+    "GCC version: gcc 12.2.0\n"
+)
 
 
 @pytest.mark.parametrize(

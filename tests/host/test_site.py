@@ -57,21 +57,60 @@ def test_a_file_that_is_not_there(tmp_path):
         site.load(ROOT, {"CONVOY_SITE": str(tmp_path / "gone")})
 
 
+def in_bash(file, given):
+    """What the loop of slurm/site.sh exports, run by itself."""
+    text = (ROOT / "slurm/site.sh").read_text()
+    start, end = text.index("# Site settings"), text.index("read -ra modules")
+    fail = 'fail() { echo "convoy: $*" >&2; exit 1; }'
+    script = f"set -euo pipefail; {fail}; root=/nowhere\n{text[start:end]}\nenv -0"
+    base = {"PATH": os.environ["PATH"], "CONVOY_SITE": str(file)} | given
+    done = subprocess.run(["bash", "-c", script], env=base, capture_output=True)
+    seen = done.stdout.decode(errors="surrogateescape").split("\0")
+    return done, dict(entry.split("=", 1) for entry in seen if entry)
+
+
 @pytest.mark.parametrize("given", [{}, {"CONVOY_IMAGE": "/mine.sif", "NCCL_SOCKET_IFNAME": ""}])
 def test_bash_and_python_read_the_same(file, given):
-    """The loop of slurm/site.sh, run by itself."""
-    text = (ROOT / "slurm/site.sh").read_text()
-    start, end = text.index("if [[ -f $site ]]"), text.index("# shellcheck disable=SC2086")
-    script = f"set -euo pipefail; site=$1\n{text[start:end]}\nenv -0"
+    done, seen = in_bash(file, given)
+    assert done.returncode == 0, done.stderr
     base = {"PATH": os.environ["PATH"]} | given
-    printed = subprocess.run(
-        ["bash", "-c", script, "bash", file], env=base, capture_output=True, text=True, check=True
-    )
-    seen = dict(entry.split("=", 1) for entry in printed.stdout.split("\0") if entry)
     expected = site.load(ROOT, base | {"CONVOY_SITE": str(file)}).environment
     names = site.parse(TEXT).keys()
     assert len(names) == 5
     assert {name: seen[name] for name in names} == {name: expected[name] for name in names}
+
+
+VALUES = [
+    "$HOME and ${PATH}",
+    "$(touch /tmp/ran) `touch /tmp/ran`",
+    "\"double\" and 'single'",
+    "back\\slash \\n",
+    " spaces  around ",
+    "* ? [a-z] ~",
+    "a;b & c | d > e # f",
+    "é ü",
+    "",
+    "=x==",
+]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["linux", "windows"])
+def test_values_are_taken_exactly_as_typed(tmp_path, end):
+    file = tmp_path / "site.conf"
+    lines = [f"NCCL_{number}={value}" for number, value in enumerate(VALUES)]
+    file.write_bytes(end.join(["A comment", *lines, "NCCL_LAST=no line end"]).encode())
+    done, seen = in_bash(file, {})
+    assert done.returncode == 0, done.stderr
+    mine = site.load(ROOT, {"CONVOY_SITE": str(file)}).environment
+    for found in (seen, mine):
+        assert [found[f"NCCL_{number}"] for number in range(len(VALUES))] == VALUES
+        assert found["NCCL_LAST"] == "no line end"
+
+
+def test_a_file_that_is_not_there_ends_the_launch_too(tmp_path):
+    done, _ = in_bash(tmp_path / "gone", {})
+    told = f"convoy: CONVOY_SITE={tmp_path}/gone does not exist: name a file"
+    assert done.returncode == 1 and done.stderr.decode().startswith(told)
 
 
 def test_the_example_names_nothing_that_would_surprise():

@@ -205,14 +205,20 @@ def test_labels_and_help(apptainer, sif):
     labels = json.loads(apptainer.run("inspect", "--json", sif))["data"]["attributes"]["labels"]
     manifest = json.loads(apptainer.run("run", *ISOLATED, sif, "image", "manifest"))
     assert labels["org.opencontainers.image.revision"] == manifest["commit"]
+    assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
     assert f"sha256:{labels['convoy.lock']}" == manifest["lock"]
     assert labels["convoy.navsim"] == manifest["sources"]["navsim"]
     assert "apptainer run convoy.sif train" in apptainer.run("run-help", sif)
 
 
+def test_the_licences_of_all_parts_are_there(apptainer, sif):
+    for path in ("/opt/convoy/LICENSE", "/opt/navsim/LICENSE", "/opt/nuplan-devkit/LICENSE.txt"):
+        assert "Apache License" in apptainer.run("exec", *ISOLATED, sif, "cat", path)
+
+
 def test_make_shell_puts_the_checkout_over_the_package(apptainer, sif):
-    shell = "echo 'grep -c /opt/convoy/src /proc/mounts; convoy --version' | make --no-print-directory shell"
-    done = apptainer.command("bash", "-c", shell)
+    typed = "grep -c /opt/convoy/src /proc/mounts; convoy --version"
+    done = apptainer.command("bash", "-c", f"echo '{typed}' | make --no-print-directory shell")
     assert done.returncode == 0, done.stdout
     assert done.stdout.splitlines()[-2:] == ["1", "convoy 0.1.0"]
 

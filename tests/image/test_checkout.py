@@ -90,7 +90,8 @@ def test_an_unreachable_host_ends_the_program_with_one_line(tmp_path: Path):
     sources = tmp_path / "sources.toml"
     url = "https://git.invalid/planner.git"
     sources.write_text(
-        f'[planner]\nurl = "{url}"\ncommit = "{"0" * 40}"\npackage = "planner"\npatterns = ["/planner/"]\n'
+        f'[planner]\nurl = "{url}"\ncommit = "{"0" * 40}"\n'
+        'package = "planner"\npatterns = ["/planner/"]\n'
     )
     result = subprocess.run(
         [sys.executable, checkout.__file__, tmp_path / "build", "--sources", sources],

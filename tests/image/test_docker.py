@@ -88,7 +88,10 @@ def test_no_layer_knows_of_the_build_s_secrets(program, docker_image):
     )
     for word in ("PIP_", "127.0.0.1", "APT_MIRROR", "proxy"):
         assert word not in history.stdout + config.stdout
-    search = "find /run/secrets -type f; cat /etc/apt/sources.list /etc/apt/sources.list.d/* /etc/pip.conf 2>&1; true"
+    search = (
+        "find /run/secrets -type f; "
+        "cat /etc/apt/sources.list /etc/apt/sources.list.d/* /etc/pip.conf 2>&1; true"
+    )
     left = subprocess.run(
         [program, "run", "--rm", "--entrypoint=sh", docker_image, "-c", search],
         capture_output=True,

@@ -86,8 +86,6 @@ def test_a_new_torch_without_its_cpu_hashes_is_refused():
 
 
 def test_blocks_take_hashes_and_comments_along():
-    text = "# head\na-b==1 \\\n    --hash=sha256:0\n    # via c\nc==2 \\\n    --hash=sha256:1\n# tail\n"
-    assert blocks(text) == {
-        "a-b": "a-b==1 \\\n    --hash=sha256:0\n    # via c\n",
-        "c": "c==2 \\\n    --hash=sha256:1\n",
-    }
+    first = "a-b==1 \\\n    --hash=sha256:0\n    # via c\n"
+    second = "c==2 \\\n    --hash=sha256:1\n"
+    assert blocks(f"# head\n{first}{second}# tail\n") == {"a-b": first, "c": second}

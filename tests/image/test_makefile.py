@@ -44,7 +44,7 @@ def test_help_is_the_default_and_lists_every_target():
         == targets
         == re.findall(r"^\.PHONY: (\S+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     )
-    assert {"help", "venv", "demo", "test", "navsim", "lock", "lint", "clean"} <= set(targets)
+    assert {"help", "venv", "demo", "test", "navsim", "lock", "check", "clean"} <= set(targets)
 
 
 def test_an_interpreter_that_does_not_run_is_passed_over(tmp_path: Path):

@@ -110,46 +110,21 @@ def test_nodes_with_different_arguments_are_refused(settings, train, tmp_path):
     )
 
 
-def test_going_on_equals_not_having_stopped(settings, train, tmp_path):
+def test_going_on_with_another_number_of_ranks(settings, train, tmp_path):
+    """Stop by the step limit in the second epoch; two ranks take the same samples a step after."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    for run_dir, epochs in ((whole, 4), (parts, 2), (parts, 4)):
-        done = train(*settings[:-1], f"run_dir={run_dir}", f"trainer.params.max_epochs={epochs}")
-        assert done.returncode == 0, done.stdout
-    assert "going on from" in done.stdout
-    reference = weights(whole)
-    for key, value in weights(parts).items():
-        torch.testing.assert_close(value, reference[key], rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "processes", "tolerance"),
-    [([], 1, 0), (["dataloader.params.batch_size=2"], 1, 1e-4), ([], 2, 1e-4)],
-    ids=["same", "other accumulation", "other world size"],
-)
-def test_going_on_from_the_middle_of_an_epoch(
-    settings, train, tmp_path, overrides, processes, tolerance
-):
-    """Stop by the step limit in the second epoch, with a checkpoint at every step; nothing is
-    replayed or left out."""
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    often = [
-        "checkpoint.every_minutes=0",
-        "trainer.params.check_val_every_n_epoch=100",
-        "trainer.params.max_epochs=3",
-    ]
+    often = ["trainer.params.check_val_every_n_epoch=100", "trainer.params.max_epochs=3"]
     assert train(*settings[:-1], f"run_dir={whole}", *often).returncode == 0
-    assert (
-        train(*settings[:-1], f"run_dir={parts}", *often, "+trainer.params.max_steps=4").returncode
-        == 0
-    )
+    limited = ["+trainer.params.max_steps=4"]
+    assert train(*settings[:-1], f"run_dir={parts}", *often, *limited).returncode == 0
     config = parts / "config.yaml"
     config.write_text(config.read_text().replace("    max_steps: 4\n", ""))
-    done = train(*settings[:-1], f"run_dir={parts}", *often, *overrides, processes=processes)
+    done = train(*settings[:-1], f"run_dir={parts}", *often, processes=2)
     assert done.returncode == 0, done.stdout
     assert "step 5/9" in done.stdout and "step 4/9" not in done.stdout
     reference = weights(whole)
     for key, value in weights(parts).items():
-        torch.testing.assert_close(value, reference[key], rtol=tolerance, atol=tolerance / 100)
+        torch.testing.assert_close(value, reference[key], rtol=1e-4, atol=1e-6)
 
 
 def test_mistakes_are_told_before_torchrun_starts(settings, train):

@@ -66,3 +66,25 @@ def test_a_wrong_agent_argument_is_named(foreign_tree):
         ConvoyError, match="Agent could not be built.*unexpected keyword argument 'speed'"
     ):
         build_agent(OmegaConf.create({"_target_": "beside_navsim.Agent", "lr": 1, "speed": 2}))
+
+
+def test_the_whole_cause_of_a_failed_build_and_the_missing_file(foreign_tree):
+    (foreign_tree / "needy.py").write_text(
+        "class Agent:\n"
+        "    def __init__(self):\n"
+        "        try:\n"
+        "            open('/gone/vov.pth')\n"
+        "        except OSError as error:\n"
+        "            raise RuntimeError('no weights\\nfor the backbone') from error\n"
+    )
+    with pytest.raises(ConvoyError) as refused:
+        build_agent(OmegaConf.create({"_target_": "needy.Agent"}))
+    said = str(refused.value)
+    assert "RuntimeError: no weights for the backbone. From FileNotFoundError" in said
+    assert "'/gone/vov.pth'" in said and "\n" not in said
+
+
+def test_a_requirement_of_the_agent_that_is_not_installed(foreign_tree):
+    (foreign_tree / "needs_more.py").write_text("import not_installed_anywhere\nAgent = None\n")
+    with pytest.raises(ConvoyError, match="not_installed_anywhere is a requirement .*EXTRA="):
+        build_agent(OmegaConf.create({"_target_": "needs_more.Agent"}))

@@ -17,8 +17,8 @@ SPLIT = (
     "train_test_split.scene_filter.frame_interval=1",
     "worker=sequential",
 )
-# What makes torchvision importable beside a CPU build of torch, then the script as it is.
-RUN = "import convoy.navsim.torchvision_cpu, runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+# Runs a script as it is, beside a CPU build of torch too.
+RUN = ("-m", "convoy.navsim.torchvision_cpu")
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,7 @@ def navsim(navsim_tree, raw_data, tmp_path_factory):
     def run(script, *overrides):
         command = [
             sys.executable,
-            "-c",
-            RUN,
+            *RUN,
             navsim_tree / "navsim/planning/script" / script,
             *SPLIT,
             *overrides,

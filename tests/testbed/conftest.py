@@ -15,7 +15,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "testbed" / "cluster.py"
-NAME = f"convoy-test-{zlib.crc32(os.fsencode(ROOT)):08x}"  # clones beside each other have a cluster each
+# Each clone has a cluster of its own.
+NAME = f"convoy-test-{zlib.crc32(os.fsencode(ROOT)):08x}"
 CPU = ("trainer.params.accelerator=cpu", "trainer.params.precision=32-true")
 
 
@@ -73,7 +74,10 @@ class Testbed:
     def wait(self, job: str, timeout: float = 300) -> Job:
         """The job's end (`sbatch --wait` asks too rarely); the exit code is the worst of its
         array's."""
-        ended = "while squeue --noheader --jobs=$1 2>/dev/null | grep -q .; do sleep 0.3; done; scontrol show job $1"
+        ended = (
+            "while squeue --noheader --jobs=$1 2>/dev/null | grep -q .; do sleep 0.3; done; "
+            "scontrol show job $1"
+        )
         shown = self.run("bash", "-c", ended, "bash", job, timeout=timeout).out
         codes = re.findall(r"^ *(?:\S+=\S+ )*ExitCode=(\d+):(\d+)", shown, re.MULTILINE)
         assert codes, shown

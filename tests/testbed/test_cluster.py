@@ -38,7 +38,10 @@ def test_settings_reach_slurm_conf(program):
         accounting=False,
     )
     lines = program.slurm_conf(cluster).splitlines()
-    nodes = "NodeName=a1,b2 SocketsPerBoard=2 CoresPerSocket=4 ThreadsPerCore=1 RealMemory=16384 Gres=gpu:l40s:2"
+    nodes = (
+        "NodeName=a1,b2 SocketsPerBoard=2 CoresPerSocket=4 ThreadsPerCore=1 RealMemory=16384 "
+        "Gres=gpu:l40s:2"
+    )
     assert f"{nodes} State=UNKNOWN" in lines and "NodeName=c3 State=DOWN" in lines
     assert [line for line in lines if line.startswith("KillWait")] == ["KillWait=3"]
     assert "PartitionName=one Nodes=ALL Default=YES MaxTime=2-00:00:00 State=UP" in lines
@@ -146,3 +149,20 @@ def test_job_files_are_headers_and_differ_in_the_node_count_alone():
     assert len(alike) == 1
     assert all(len(text.splitlines()) < 25 for text in texts.values())
     assert len((ROOT / "slurm/launch.sh").read_text().splitlines()) < 80
+
+
+def test_odd_folders_and_values_cross_into_the_container(testbed):
+    folder = '/scratch/a,b:c "q" $HOME'
+    value = "$(touch /scratch/ran) `id` \"double\" 'single' \\"
+    script = (
+        'mkdir -p "$1/exp"; cd "$1"; "$2/slurm/container.sh" bash -c "pwd; printenv NCCL_DEBUG"'
+    )
+    done = testbed.run(
+        "env",
+        f"CONVOY_IMAGE={testbed.image}",
+        f"NAVSIM_EXP_ROOT={folder}/exp",
+        f"NCCL_DEBUG={value}",
+        *("bash", "-c", script, "bash", folder, str(ROOT)),
+    )
+    assert done.code == 0 and done.out.splitlines()[-2:] == [folder, value], done.out
+    assert testbed.run("test", "-e", "/scratch/ran").code == 1

@@ -8,6 +8,7 @@ import time
 import pytest
 
 SHORT = (
+    "agent=bev_fusion_agent",
     "cache_path=/scratch/cache",
     "+trainer.params.max_steps=2",
     "dataloader.params.num_workers=0",
@@ -100,7 +101,7 @@ def test_a_busy_port(testbed):
 def test_a_greeting_of_the_site_does_no_harm(testbed):
     """A TaskProlog may print on the output of every task, that of the rendezvous step too."""
     greeting = "echo 'print Welcome; CONVOY_RUN_DIR=/tmp'; printf 'print no end of line'"
-    made = f"printf '#!/bin/sh\\n%s\\n' \"$1\" > /scratch/greet; chmod 755 /scratch/greet"
+    made = "printf '#!/bin/sh\\n%s\\n' \"$1\" > /scratch/greet; chmod 755 /scratch/greet"
     assert testbed.run("bash", "-c", made, "bash", greeting).code == 0
     job = testbed.sbatch(TWO, *SHORT, environment={"SLURM_TASK_PROLOG": "/scratch/greet"})
     assert job.code == 0, job.log
@@ -134,11 +135,8 @@ def test_a_wrong_partition_is_refused_by_sbatch(testbed):
 
 
 def test_from_another_folder(testbed):
-    done = testbed.run(
-        "bash",
-        "-c",
-        f'script=$PWD/{TWO}; cd /scratch && sbatch --wait --output=away.log "$script"; cat away.log',
-    )
+    submit = 'cd /scratch && sbatch --wait --output=away.log "$script"; cat away.log'
+    done = testbed.run("bash", "-c", f"script=$PWD/{TWO}; {submit}")
     assert done.code == 0
     assert (
         "convoy: /scratch/slurm/launch.sh is not there: submit from Convoy's checkout, or set "
@@ -165,6 +163,7 @@ def test_a_warned_requeued_and_cancelled_job(testbed):
             time.sleep(1)
 
     endless = (
+        "agent=bev_fusion_agent",
         "cache_path=/scratch/cache",
         "trainer.params.max_epochs=100000",
         "dataloader.params.num_workers=1",

@@ -9,6 +9,7 @@ import pytest
 from convoy.run.progress import RunProgress
 
 SHORT = (
+    "agent=bev_fusion_agent",
     "cache_path=/scratch/cache",
     "+trainer.params.max_steps=1",
     "dataloader.params.num_workers=0",

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 SHORT = (
+    "agent=bev_fusion_agent",
     "cache_path=/scratch/cache",
     "data.val_fraction=0.25",
     "+trainer.params.max_steps=2",
@@ -88,7 +89,8 @@ class Agent(torch.nn.Module):
 
     def compute_loss(self, features, targets, predictions):
         self.steps += self.training
-        if self.fail_rank is not None and self.steps == 2 and torch.distributed.get_rank() == self.fail_rank:
+        fails = self.fail_rank is not None and self.steps == 2
+        if fails and torch.distributed.get_rank() == self.fail_rank:
             raise RuntimeError("a wheel came off")
         return torch.nn.functional.l1_loss(predictions["trajectory"], targets["trajectory"].float())
 
@@ -149,7 +151,10 @@ def fork(testbed):
 def test_a_fork_trains_where_the_nodes_names_mean_loopback_and_all_ranks_agree(testbed, fork):
     """Debian's installer writes the machine's own name beside 127.0.1.1; some sites write it beside
     ::1 too."""
-    loopback = "cp /etc/hosts /tmp/before; (echo -e '127.0.1.1 {0}\\n::1 {0}'; grep -v {0} /tmp/before) > /etc/hosts"
+    loopback = (
+        "cp /etc/hosts /tmp/before; "
+        "(echo -e '127.0.1.1 {0}\\n::1 {0}'; grep -v {0} /tmp/before) > /etc/hosts"
+    )
     pair = testbed.nodes[:2]
     for node in pair:
         assert testbed.run("bash", "-c", loopback.format(node), host=node, root=True).code == 0

@@ -36,6 +36,15 @@ COMMANDS = (
         "check a training before it queues, then submit it with sbatch",
     ),
     (
+        "plan",
+        "convoy.commands.plan",
+        "what would finish when: partitions x nodes, and the best row",
+    ),
+    ("watch", "convoy.commands.watch", "one job, live: why it waits, where it is, what to change"),
+    ("list", "convoy.commands.list", "runs and jobs in one table"),
+    ("logs", "convoy.commands.logs", "what a job or one of its ranks says"),
+    ("stop", "convoy.commands.stop", "a job writes a checkpoint, then ends"),
+    (
         "rendezvous",
         "convoy.commands.rendezvous",
         "what slurm/launch.sh asks on the first node of a job",
@@ -44,23 +53,41 @@ COMMANDS = (
 )
 
 
+HYDRA_FLAGS = ("--config-name", "-cn", "--config-dir", "-cd", "--config-path", "-cp")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the process's exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments, flags = _hydra_flags(arguments)
     parser = _parser(arguments[:1])
     parsed, rest = parser.parse_known_args(arguments)
     # argparse does not take overrides before and after an option.
-    if any("=" not in word or word.startswith("-") for word in rest) or (
-        rest and "overrides" not in parsed
+    if any(not word.startswith("~") and ("=" not in word or word[0] == "-") for word in rest) or (
+        (rest or flags) and "overrides" not in parsed
     ):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        parsed.overrides += rest
+        parser.error(f"unrecognized arguments: {' '.join(flags + rest)}")
+    if rest or flags:
+        parsed.overrides = [*flags, *parsed.overrides, *rest]
     try:
         return parsed.run(parsed)
     except ConvoyError as error:
         print(f"convoy: {error}", file=sys.stderr)
         return error.exit_code
+
+
+def _hydra_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments without Hydra's own flags, and those as one word each: --config-name=NAME. To
+    argparse a flag's value would be an override."""
+    rest: list[str] = []
+    flags: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word in HYDRA_FLAGS:
+            flags.append(f"{word}={next(words, '')}")
+        else:
+            (flags if word.partition("=")[0] in HYDRA_FLAGS else rest).append(word)
+    return rest, flags
 
 
 def _parser(wanted: Sequence[str]) -> argparse.ArgumentParser:

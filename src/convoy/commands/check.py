@@ -47,4 +47,6 @@ def run(args: argparse.Namespace) -> int:
         }.items():
             table.add_row(name, str(value))
         console().print(table)
+        for note in settings.notes:
+            console().print(note, markup=False)
     return ExitCode.FINISHED

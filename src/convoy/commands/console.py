@@ -19,10 +19,11 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 def console() -> "Console":
-    """Standard output."""
+    """Standard output. Text is shown as it is: others' names and reasons may look like markup."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else WIDTH_OF_LOGS)
+    width = None if sys.stdout.isatty() else WIDTH_OF_LOGS
+    return Console(width=width, markup=False, emoji=False)
 
 
 class Progress(Protocol):
@@ -48,7 +49,7 @@ def progress(unit: str, total: int | None = None) -> Iterator[Progress]:
     from rich.progress import Progress as RichProgress
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),

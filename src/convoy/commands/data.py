@@ -156,7 +156,7 @@ def _list(args: argparse.Namespace, manifest: Manifest) -> int:
         else:
             print("\n".join(f"{log}/{token}" for log in args.logs for token in tokens[log]))
         return ExitCode.FINISHED
-    rows = []
+    rows: list[dict[str, Any]] = []
     for log in manifest.logs:
         shards = [shard for shard in manifest.shards if shard.log == log]
         samples, left_out = sum(len(s.tokens) for s in shards), sum(len(s.failures) for s in shards)

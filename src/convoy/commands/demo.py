@@ -37,9 +37,8 @@ class Size:
 
 
 SIZES = {BUILT_IN: Size(800, 32, 8, 16)}
-SIZE_OF_NAVSIM_AGENTS = Size(
-    64, 4, 1, 16
-)  # 4 validation samples a rank: TransfuserCallback draws as many
+# 4 validation samples a rank: TransfuserCallback draws as many.
+SIZE_OF_NAVSIM_AGENTS = Size(64, 4, 1, 16)
 
 
 def main() -> int:
@@ -171,7 +170,10 @@ def _plot(overrides: list[str], run_dir: Path, path: Path) -> Path:
     samples = scan(cache, choose_logs(settings.config, logs_in(cache)).val, builders).samples
     data = CacheDataset(Split(cache, samples), builders)
     picked = range(0, len(data), max(1, len(data) // 8))[:8]
-    features, targets = collate([data[index] for index in picked])
+    batch = collate([data[index] for index in picked])
+    if isinstance(batch, ConvoyError):
+        raise batch
+    features, targets = batch
     agent.eval()
     with torch.no_grad():
         predictions = agent.forward(features)

@@ -7,8 +7,8 @@ import os
 import sys
 from dataclasses import asdict
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from convoy.commands.console import console
 from convoy.errors import ExitCode
@@ -17,9 +17,9 @@ from convoy.health.finding import Status, examine
 from convoy.topology import gpus_of_node
 
 MARKS = {
-    Status.OK: "[green]ok[/]",
-    Status.WARN: "[yellow]warn[/]",
-    Status.FAIL: "[bold red]FAIL[/]",
+    Status.OK: Text("ok", "green"),
+    Status.WARN: Text("warn", "yellow"),
+    Status.FAIL: Text("FAIL", "bold red"),
 }
 
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         table = Table("", "", "found", title="convoy doctor")
         for finding in findings:
-            table.add_row(finding.name, MARKS[finding.status], escape(finding.found))
+            table.add_row(finding.name, MARKS[finding.status], finding.found)
         console().print(table)
         for finding in failed:
             print(f"convoy doctor: {finding.name}: {finding.found}", file=sys.stderr)

@@ -89,7 +89,7 @@ def _open(args: argparse.Namespace) -> "Input":
     from convoy import config
     from convoy.data.prepare.inputs import CacheInput, RawInput
     from convoy.navsim import tree
-    from convoy.navsim.agents import build_agent
+    from convoy.navsim.builders import builders_of
     from convoy.navsim.scenes import scene_split
 
     of_split = [override for override in args.overrides if override.startswith("train_test_split.")]
@@ -109,21 +109,31 @@ def _open(args: argparse.Namespace) -> "Input":
             "convoy prepare OUT --from-cache DIR."
         )
     split = scene_split(settings.train_test_split, of_split)
-    agent = build_agent(settings.agent)
+    if settings.original_sensor_path is not None and settings.sensor_blobs_path is not None:
+        raise ConvoyError(
+            "original_sensor_path and sensor_blobs_path are two names of one folder (NAVSIM 2, "
+            "NAVSIM 1): give one of them."
+        )
+    agent = builders_of(settings.agent)
+    if agent.unbuilt is not None:
+        print(
+            f"the agent itself cannot be built here ({agent.unbuilt}); its builders can, and they "
+            "are all that is needed", file=sys.stderr,
+        )  # fmt: skip
     return RawInput(
         logs=_data_path(
             settings.navsim_log_path, "navsim_log_path", f"navsim_logs/{split['data_split']}"
         ),
         sensors=_data_path(
-            settings.original_sensor_path,
+            settings.original_sensor_path or settings.sensor_blobs_path,
             "original_sensor_path",
             f"sensor_blobs/{split['data_split']}",
         ),
         split=settings.train_test_split,
         scene_filter=split["scene_filter"],
-        feature_builders=tuple(agent.get_feature_builders()),
-        target_builders=tuple(agent.get_target_builders()),
-        sensor_config=agent.get_sensor_config(),
+        feature_builders=agent.features,
+        target_builders=agent.targets,
+        sensor_config=agent.sensor_config,
     )
 
 
@@ -195,7 +205,6 @@ def _print(args: argparse.Namespace, record: dict[str, Any], outcome: "Outcome")
 
 def print_failures(manifest: "Manifest", most: int = 10) -> None:
     """Samples that were left out: a line for each reason, with its first token."""
-    from rich.markup import escape
     from rich.table import Table
 
     if not manifest.failures:
@@ -209,7 +218,7 @@ def print_failures(manifest: "Manifest", most: int = 10) -> None:
         "log", "left out", "the first", title=f"{len(manifest.failures)} samples were left out"
     )
     for (log, _), lines in list(reasons.items())[:most]:
-        table.add_row(escape(log), str(len(lines)), escape(lines[0]))
+        table.add_row(log, str(len(lines)), lines[0])
     if len(reasons) > most:
         table.add_row("…", "", f"{len(reasons) - most} more reasons: convoy data info --json")
     console().print(table)

@@ -12,11 +12,6 @@ def first(count: int, batch: Any) -> Any:
     return _each(batch, lambda entries: entries[:count])
 
 
-def sample_at(index: int, batch: Any) -> Any:
-    """One sample of a batch, without the dimension of the batch."""
-    return _each(batch, lambda entries: entries[index])
-
-
 def _each(batch: Any, take: Callable[[Any], Any]) -> Any:
     if isinstance(batch, Tensor):
         return take(batch)

@@ -1,13 +1,12 @@
-"""NAVSIM's feature cache: `<cache>/<log>/<token>/<builder>.gz`, each file a gzipped pickle of a
-dict of tensors.
+"""NAVSIM's feature cache: `<cache>/<log>/<token>/<builder>.gz`, each file a gzipped pickle of what
+the builder gave.
 
 The format is that of `dump_feature_target_to_pickle` in navsim/planning/training/dataset.py. A
-pickle can run code when it is read; only what a dict of tensors is made of is allowed, unless the
-cache is declared trusted.
+pickle can run code when it is read; only what values are made of is allowed, unless the cache is
+declared trusted.
 """
 
 import gzip
-import io
 import json
 import os
 import pickle
@@ -19,20 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from convoy.data import pickles
 from convoy.errors import ConvoyError
 
-Sample = tuple[dict[str, Tensor], dict[str, Tensor]]
+Sample = tuple[dict[Any, Any], dict[Any, Any]]
 
-DEFLATE_AT_MOST = (
-    1032  # times smaller than what was compressed; https://www.zlib.net/zlib_tech.html
-)
 SCAN_THREADS = 16  # a parallel file system answers many small requests at once, each of them slowly
 UNREADABLE = (
-    OSError,
     EOFError,
     zlib.error,
     pickle.UnpicklingError,
@@ -40,9 +34,11 @@ UNREADABLE = (
     ImportError,
     IndexError,
     KeyError,
+    MemoryError,
     RuntimeError,
     TypeError,
     ValueError,
+    OSError,
 )  # what a damaged or foreign pickle is known to raise
 
 
@@ -127,76 +123,64 @@ def require_complete(scan: Scan, cache: Path, split: str, skip_bad: bool) -> Non
         )
 
 
-def read(path: Path, trusted: bool = False) -> dict[str, Tensor]:
-    """Read one builder's file. Raises ConvoyError, naming the file, when it is truncated or no dict
-    of tensors.
+def read(path: Path, trusted: bool = False) -> dict[Any, Any]:
+    """Read one builder's file: a dict of whatever a batch can be made of.
 
-    Unless it is `trusted`, anything else that the pickle asks for is refused before it runs.
+    Unless it is `trusted`, what the pickle asks for besides is refused before it runs. Raises
+    ConvoyError, naming the file, when it cannot be read, is damaged, refused, or no dict.
     """
-    try:
-        stored = _decompress(path.read_bytes())
-        content = pickle.loads(stored) if trusted else _TensorUnpickler(io.BytesIO(stored)).load()
-    except _Refused as error:
+    content = _load(path, trusted)
+    if not isinstance(content, dict):
         raise ConvoyError(
-            f"{path} asks for {error} when it is read, which dicts of tensors do not need and "
-            "which can run any code: refused. If you know who made this cache, declare it "
-            "trusted: data.trust_cache=true."
-        ) from error
-    except UNREADABLE as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ConvoyError(
-            f"{path} cannot be read ({reason}). Delete its folder and build it again, or train "
-            "without such samples: data.skip_bad=true."
-        ) from error
-    if not isinstance(content, dict) or not all(
-        isinstance(value, Tensor) for value in content.values()
-    ):
-        raise ConvoyError(
-            f"{path} holds {type(content).__name__}, not a dict of tensors: NAVSIM's builders did "
-            "not write it. Delete it, or train without such samples: data.skip_bad=true."
+            f"{path} holds a {type(content).__name__}, not a dict: NAVSIM cannot train from it "
+            "either. Let its builder return a dict, or leave such samples out: data.skip_bad=true."
         )
     return content
 
 
-def _decompress(content: bytes) -> bytes:
-    """As gzip.decompress, with the room for the result made at once: a tenth faster."""
-    size = int.from_bytes(content[-4:], "little")
-    room = min(size, DEFLATE_AT_MOST * len(content))  # a truncated file ends on any number
-    stored = zlib.decompress(content, wbits=31, bufsize=max(1, room))
-    return (
-        stored if len(stored) == size else gzip.decompress(content)
-    )  # several members, or over 4 GiB
-
-
-class _Refused(Exception):
-    """The name of what a pickle asks for."""
-
-
-class _TensorUnpickler(pickle.Unpickler):
-    """Loads what pickled tensors are made of, and nothing else."""
-
-    _ALLOWED = {
-        ("torch._utils", "_rebuild_tensor_v2"),
-        ("torch._utils", "_rebuild_parameter"),
-        ("collections", "OrderedDict"),
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("torch.storage", "_load_from_bytes"):
-            return _load_storage
-        if (module, name) in self._ALLOWED:
-            return super().find_class(module, name)
-        raise _Refused(f"{module}.{name}")
-
-
-def _load_storage(content: bytes) -> Any:
-    """As torch.storage._load_from_bytes, which would unpickle anything."""
+def _load(path: Path, trusted: bool) -> Any:
     try:
-        return torch.load(io.BytesIO(content), weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error):
-            raise _Refused("a storage that is none") from error
-        raise
+        compressed = path.read_bytes()
+    except OSError as error:
+        raise ConvoyError(
+            f"{path} cannot be read ({error.strerror}). Is the file system mounted, and may you "
+            "read it? To leave such samples out: data.skip_bad=true."
+        ) from error
+    try:
+        if trusted:
+            return pickle.loads(gzip.decompress(compressed))
+        return pickles.load(pickles.decompress(compressed))
+    except pickles.TooLarge:
+        raise ConvoyError(
+            f"{path} ({len(compressed)} bytes) would unpack to more than "
+            f"{pickles.MOST_BYTES >> 30} GiB: refused. If a sample of your builder's is really so "
+            "large, data.trust_cache=true reads it."
+        ) from None
+    except pickles.Malicious as error:
+        raise ConvoyError(
+            f"{path} is a malicious pickle: whoever reads it calls {error}. It was refused, and "
+            "nothing of it ran. No builder writes this: find out who can write to "
+            f"{path.parent}, and read it with nothing else."
+        ) from None
+    except pickles.UnknownClass as error:
+        raise ConvoyError(
+            f"{path} asks for {error} when it is read: refused, since that could run any code. "
+            "Batches are made of tensors, arrays, numbers, strings, dicts, lists and tuples. Where "
+            "it is a kind of these that the agent's own builder made, data.trust_cache=true reads "
+            "it."
+        ) from None
+    except pickles.Refused as error:
+        raise ConvoyError(
+            f"{path} holds {error}, which no batch can be made of. Let the agent's builder return "
+            "tensors (dense ones), arrays, numbers or strings, or leave such samples out: "
+            "data.skip_bad=true."
+        ) from None
+    except UNREADABLE as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
+        raise ConvoyError(
+            f"{path} is damaged ({reason}). Delete its folder and build that sample again, or "
+            "train without such samples: data.skip_bad=true."
+        ) from error
 
 
 class CacheDataset(Dataset[Sample | ConvoyError]):
@@ -243,22 +227,44 @@ class CacheDataset(Dataset[Sample | ConvoyError]):
 
     def _read(self, sample: str) -> Sample:
         folder = self.split.root / sample
-        features: dict[str, Tensor] = {}
-        targets: dict[str, Tensor] = {}
-        for names, tensors in (
+        features: dict[Any, Any] = {}
+        targets: dict[Any, Any] = {}
+        for names, values in (
             (self.builders.features, features),
             (self.builders.targets, targets),
         ):
             for name in names:
-                tensors.update(read(folder / f"{name}.gz", self.trusted))
+                values.update(read(folder / f"{name}.gz", self.trusted))
         return features, targets
 
 
 def collate(samples: list[Sample | ConvoyError]) -> Sample | ConvoyError:
-    """Stack samples along a new dimension 0; the first unreadable one stands for the whole
-    batch."""
-    unreadable = next((sample for sample in samples if isinstance(sample, ConvoyError)), None)
-    return unreadable if unreadable is not None else default_collate(samples)
+    """NAVSIM's `default_collate`; the first unreadable sample stands for the whole batch, and so
+    does the reason why no batch can be made of them."""
+    read = [sample for sample in samples if not isinstance(sample, ConvoyError)]
+    if len(read) < len(samples):
+        return next(sample for sample in samples if isinstance(sample, ConvoyError))
+    try:
+        return default_collate(read)
+    except (TypeError, ValueError, RuntimeError, KeyError) as error:
+        return ConvoyError(f"No batch can be made of these samples: {_odd_one(read) or error}")
+
+
+def _odd_one(samples: list[Sample]) -> str | None:
+    """The first feature or target that does not go into a batch, and why."""
+    for number, part in enumerate(("feature", "target")):
+        for key in samples[0][number]:
+            try:
+                default_collate([sample[number][key] for sample in samples])
+            except KeyError:
+                return f"one of them lacks the {part} {key!r}, which the first one has."
+            except (TypeError, ValueError, RuntimeError) as error:
+                reason = str(error).splitlines()[0].removeprefix("default_collate: ")
+                return (
+                    f"the {part} {key!r} ({reason}). Let the agent's builder give every sample the "
+                    "same shapes and kinds of value."
+                )
+    return None
 
 
 def skipped_samples(skipped_log: Path) -> set[str]:

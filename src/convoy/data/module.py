@@ -127,8 +127,10 @@ class DataModule(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         assert self.trainer is not None
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        consumed = progress.ready * self.batches.rank_batch * self.batches.world_size
+        fit = self.trainer.fit_loop
+        over = fit.epoch_progress.current.completed == fit.epoch_progress.current.ready
+        batches = 0 if over else fit.epoch_loop.batch_progress.current.ready
+        consumed = batches * self.batches.rank_batch * self.batches.world_size
         return {
             "epoch": self.trainer.current_epoch,
             "consumed": consumed,
@@ -169,7 +171,10 @@ class _CacheLoaders:
             "generator": torch.Generator(),
         }
         if params.num_workers > 0:
-            self._options |= {"prefetch_factor": params.prefetch_factor, "persistent_workers": True}
+            self._options |= {
+                "prefetch_factor": params.prefetch_factor,
+                "persistent_workers": params.get("persistent_workers", True),
+            }
 
     def open(self, split: Any, order: Order, batch_size: int) -> Iterable[Batch]:
         data = CacheDataset(split, self._builders, self._skipped_log, self._trusted)

@@ -4,7 +4,7 @@ decoded there."""
 import math
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from convoy.data.cache import Sample
-from convoy.data.layout import ITEM_SIZE, Field
+from convoy.data.form import Form
+from convoy.data.layout import Field
+from convoy.data.nesting import TEXT, Leaf
+from convoy.data.values import text_of
 from convoy.errors import ConvoyError
 
 ALIGNMENT = 64  # bytes; views of any dtype need it, and vector instructions like it
@@ -20,13 +23,11 @@ ALIGNMENT = 64  # bytes; views of any dtype need it, and vector instructions lik
 
 @dataclass(frozen=True)
 class Column:
-    """One tensor of a batch inside the block: `shape` is that of one sample, `offset` in bytes."""
+    """One value of a batch inside the block: `shape` is that of one sample, `offset` in bytes."""
 
-    name: str
-    is_feature: bool
+    field: Field
     dtype: torch.dtype
     packed: torch.dtype
-    divisor: int
     shape: tuple[int, ...]
     offset: int
 
@@ -35,18 +36,17 @@ class Column:
         return math.prod(self.shape) * self.packed.itemsize
 
 
-def columns_of(
-    fields: Sequence[tuple[Field, bool]], capacity: int
-) -> tuple[tuple[Column, ...], int]:
-    """Columns for `capacity` samples of (field, is it a feature), and the block's size in bytes."""
+def columns_of(fields: Sequence[Field], capacity: int) -> tuple[tuple[Column, ...], int]:
+    """Columns for `capacity` samples, and the block's size in bytes."""
     columns, offset = [], 0
-    for entry, is_feature in fields:
+    for entry in fields:
         assert entry.shape is not None
-        dtype, packed = getattr(torch, entry.dtype), getattr(torch, entry.packed)
-        columns.append(
-            Column(entry.name, is_feature, dtype, packed, entry.divisor, entry.shape, offset)
+        dtype, packed = (
+            torch.uint8 if entry.is_text else getattr(torch, name)
+            for name in (entry.dtype, entry.packed)
         )
-        used = capacity * math.prod(entry.shape) * ITEM_SIZE[entry.packed]
+        columns.append(Column(entry, dtype, packed, entry.shape, offset))
+        used = capacity * entry.bytes
         offset += -(-used // ALIGNMENT) * ALIGNMENT
     return tuple(columns), offset
 
@@ -93,18 +93,26 @@ class PackedBatch:
     The training loop moves it to the device first, where decoding costs next to nothing.
     """
 
-    def __init__(self, memory: Tensor, columns: tuple[Column, ...], size: int) -> None:
+    def __init__(
+        self,
+        memory: Tensor,
+        columns: tuple[Column, ...],
+        form: Form,
+        size: int,
+        texts: Mapping[Column, list[str | bytes]] | None = None,
+    ) -> None:
         """`memory`: uint8 (bytes,), the `size` samples of a column one after another from its
-        offset."""
-        self.memory, self.columns, self.size = memory, columns, size
+        offset. `texts` are given where `memory` is not on the host."""
+        self.memory, self.columns, self.form, self.size = memory, columns, form, size
+        self._texts = texts
         self._block: Block | None = None
 
     @classmethod
     def borrowing(
-        cls, block: Block, pool: BlockPool, columns: tuple[Column, ...], size: int
+        cls, block: Block, pool: BlockPool, columns: tuple[Column, ...], form: Form, size: int
     ) -> "PackedBatch":
         """A batch in a pool's block, which goes back to the pool with the batch's end."""
-        batch = cls(block.memory, columns, size)
+        batch = cls(block.memory, columns, form, size)
         batch._block = block
         weakref.finalize(batch, pool.give_back, block).atexit = False
         return batch
@@ -113,33 +121,49 @@ class PackedBatch:
         """The packed bytes on `device`, in one copy; itself where it is there already."""
         if device.type == self.memory.device.type:
             return self
-        moved = PackedBatch(
-            self.memory.to(device, non_blocking=non_blocking), self.columns, self.size
-        )
+        memory = self.memory.to(device, non_blocking=non_blocking)
+        moved = PackedBatch(memory, self.columns, self.form, self.size, self._read_texts())
         if self._block is not None and device.type == "cuda":
             self._block.copied = torch.cuda.Event()
             self._block.copied.record()
         return moved
 
     def decode(self) -> Sample:
-        """Features and targets with exactly the values that the builders computed; new memory,
-        (size, *shape) each."""
-        features: dict[str, Tensor] = {}
-        targets: dict[str, Tensor] = {}
-        for column in self.columns:
-            (features if column.is_feature else targets)[column.name] = _decode(
-                self._view(column), column
-            )
-        return features, targets
+        """Features and targets with exactly the values, and nested as, `default_collate` gives
+        them; tensors are new memory, (size, *shape) each."""
+        values: dict[tuple[str, str], Any] = {
+            (column.field.builder, column.field.name): _decode(self._view(column), column)
+            for column in self.columns
+            if not column.field.is_text
+        }
+        for column, texts in self._read_texts().items():
+            values[column.field.builder, column.field.name] = texts
+
+        def value(builder: str, leaf: Leaf, in_mapping: bool) -> Any:
+            held = values[builder, leaf.name]
+            return held if in_mapping or leaf.kind != TEXT else tuple(held)
+
+        return self.form.fill(value, batch=True)
+
+    def _read_texts(self) -> Mapping[Column, list[str | bytes]]:
+        """Strings are made on the host: one that is on the way to a GPU would have to be waited
+        for."""
+        if self._texts is not None:
+            return self._texts
+        return {
+            column: [text_of(column.field.dtype, room) for room in self._view(column).numpy()]
+            for column in self.columns
+            if column.field.is_text
+        }
 
     def _view(self, column: Column) -> Tensor:
         end = column.offset + self.size * column.sample_bytes
         return self.memory[column.offset : end].view(column.packed).view(self.size, *column.shape)
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    def __iter__(self) -> Iterator[dict[Any, Any]]:
         return iter(self.decode())
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> dict[Any, Any]:
         return self.decode()[index]
 
     def __len__(self) -> int:
@@ -148,7 +172,7 @@ class PackedBatch:
 
 
 def _decode(packed: Tensor, column: Column) -> Tensor:
-    if column.divisor == 1:
+    if column.field.divisor == 1:
         return packed.to(column.dtype, copy=True)
     # A tensor on the device, not a number: torch multiplies CUDA tensors by a number's reciprocal,
     # which rounds otherwise than the division that the builders did.
@@ -159,9 +183,9 @@ def _decode(packed: Tensor, column: Column) -> Tensor:
 
 
 def _divisor(column: Column, device: torch.device) -> Tensor:
-    key = (column.dtype, column.packed, column.divisor, device)
+    key = (column.dtype, column.packed, column.field.divisor, device)
     if key not in _divisors:
-        divisor = torch.tensor(column.divisor, dtype=column.dtype, device=device)
+        divisor = torch.tensor(column.field.divisor, dtype=column.dtype, device=device)
         _require_exact(column, divisor)
         _divisors[key] = divisor
     return _divisors[key]
@@ -178,7 +202,7 @@ def _require_exact(column: Column, divisor: Tensor) -> None:
     exact = torch.from_numpy(codes.numpy() / divisor.cpu().numpy())
     if not torch.equal(torch.div(codes.to(divisor.device), divisor).cpu(), exact):
         raise ConvoyError(
-            f"{divisor.device} does not divide exactly: {column.name} ({column.packed} / "
-            f"{column.divisor}) would not be what the builders computed. Train from the gzip cache "
-            "on this device, and report this."
+            f"{divisor.device} does not divide exactly: {column.field.name} ({column.packed} / "
+            f"{column.field.divisor}) would not be what the builders computed. Train from the gzip "
+            "cache on this device, and report this."
         )

@@ -1,4 +1,4 @@
-"""Lossless packing: the smallest dtype that gives a tensor back bit for bit, found by trying.
+"""Lossless packing: the smallest dtype that gives a value back bit for bit, found by trying.
 
 NAVSIM's builders store images as float32 (uint8 / 255), counts as float32 (k / 5), class ids as
 float32: a quarter of the bytes hold all of it. Nothing is known here of cameras or LiDAR; a packing
@@ -7,78 +7,68 @@ is taken only where decoding gives the same bits, and every sample is checked.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from convoy.data import nesting
 from convoy.data.layout import Field, Layout
+from convoy.data.nesting import Branch
+from convoy.data.values import (
+    FILL,
+    Array,
+    NotPackable,
+    Values,
+    flatten,
+    in_room,
+    is_bits,
+    numpy_dtype,
+)
 
-Tensors = Mapping[str, Mapping[str, Tensor]]  # builder -> name -> tensor
-
-# Bytes; below that there is nothing to gain.
+# Bytes; below that there is nothing to gain, and few samples' values say little of the others'.
 SMALL = 1024
 BLOCK = 1 << 18  # elements that are packed at once: they stay in the processor's cache
 _INTEGERS = ("uint8", "int8", "int16", "int32")
 _BITS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 _MOST_DIVISOR = 1000
 
-# numpy has no bfloat16; its bits are stored.
-_NUMPY = {"bfloat16": "int16"}
-_BFLOAT16_EXPONENT = np.int16(0x7F80)  # all ones for infinities and NaN
-
-
-class NotPackable(Exception):
-    """A sample that does not fit the others: it lacks a tensor, has another dtype, or a value that
-    is not finite."""
-
-
-@dataclass(frozen=True)
-class _Array:
-    field: Field  # as it is stored raw
-    values: np.ndarray
-
-
-def numpy_dtype(dtype: str) -> np.dtype:
-    """The numpy dtype that holds the bits of a field's dtype."""
-    return np.dtype(_NUMPY.get(dtype, dtype))
-
 
 def pack(
-    sample: Tensors, layout: Layout | None, allow_non_finite: bool = False
+    sample: Values, layout: Layout | None, allow_non_finite: bool = False
 ) -> tuple[Layout, list[np.ndarray]]:
     """The sample's packed arrays in the layout's order, and the layout: a wider one where the given
     one is too narrow.
 
-    Raises NotPackable when the sample does not have the layout's tensors, or has values that are
-    not finite.
+    Raises NotPackable when the sample does not have the layout's values, or has some that are not
+    finite.
     """
-    arrays = _arrays(sample)
+    arrays, trees = flatten(sample)
     if layout is None:
-        layout = Layout(tuple(_narrowest(array) for array in arrays.values()))
-    _require_same_tensors(arrays, layout)
+        layout = Layout.of([_narrowest(array) for array in arrays.values()], trees)
+    _require_same_values(arrays, trees, layout)
     fields, packed = [], []
     for entry in layout.fields:
         array = arrays[entry.builder, entry.name]
         values = _encode(array.values, entry)
         # What packs into integers needs no look: they hold no NaN.
         if not allow_non_finite and (
-            values is None or values.dtype.kind == "f" or entry.dtype == "bfloat16"
+            values is None or values.dtype.kind in "fc" or is_bits(entry.dtype)
         ):
             _require_finite(array)
-        if values is None or entry.shape not in (None, array.values.shape):
+        if values is None or entry.shape not in (None, values.shape):
             entry = widen(entry, array)
             values = _encode(array.values, entry)
-            assert values is not None, "at worst the tensor is stored as it is"
+            assert values is not None, "at worst the value is stored as it is"
         fields.append(entry)
         packed.append(values)
-    wider = Layout(tuple(fields))
+    wider = Layout(tuple(fields), layout.nested)
     return (layout if wider == layout else wider), packed
 
 
 def unpack(entry: Field, packed: np.ndarray) -> np.ndarray:
-    """The original values of a packed array, bit for bit; bfloat16 as its bits in int16."""
+    """The original values of a packed array, bit for bit. What numpy has no dtype for comes as
+    bits, a text as the bytes in its room."""
     if entry.packed == entry.dtype:
         return packed
     dtype = numpy_dtype(entry.dtype)
@@ -114,7 +104,7 @@ def record_parts(layout: Layout, packed: Sequence[np.ndarray]) -> list[np.ndarra
     return [part.reshape(-1).view(np.uint8) for part in (dimensions, *packed) if part.size]
 
 
-def probe(samples: Iterable[Tensors], allow_non_finite: bool = False) -> Layout:
+def probe(samples: Iterable[Values], allow_non_finite: bool = False) -> Layout:
     """The narrowest layout that fits all of `samples`."""
     layout: Layout | None = None
     for sample in samples:
@@ -138,9 +128,12 @@ def repack(layout: Layout, wider: Layout, packed: Sequence[np.ndarray]) -> list[
     return result
 
 
-def widen(entry: Field, array: _Array) -> Field:
+def widen(entry: Field, array: Array) -> Field:
     """The narrowest packing that holds both what `entry` can hold and `array`; at worst the tensor
     as it is."""
+    if entry.is_text:
+        assert entry.shape is not None
+        return entry if entry.shape > array.values.shape else array.field
     shape = entry.shape if entry.shape == array.values.shape else None
     raw = replace(array.field, shape=shape)
     small = entry.packed == entry.dtype
@@ -152,31 +145,13 @@ def widen(entry: Field, array: _Array) -> Field:
     return raw
 
 
-def _arrays(sample: Tensors) -> dict[tuple[str, str], _Array]:
-    arrays = {}
-    for builder, tensors in sample.items():
-        for name, tensor in tensors.items():
-            if not isinstance(tensor, Tensor):
-                raise NotPackable(f"{builder}.{name} is {type(tensor).__name__}, not a tensor")
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            try:
-                tensor = tensor.detach().cpu().contiguous()
-                values = (tensor.view(torch.int16) if dtype == "bfloat16" else tensor).numpy()
-                field = Field(builder, name, dtype, dtype, 1, values.ndim, values.shape)
-                field.bytes  # noqa: B018  # a dtype that shards do not have raises KeyError
-            except (TypeError, RuntimeError, KeyError) as error:
-                raise NotPackable(
-                    f"{builder}.{name} of dtype {dtype} cannot be stored ({error})"
-                ) from error
-            arrays[builder, name] = _Array(field, values)
-    return arrays
-
-
-def _require_same_tensors(arrays: Mapping[tuple[str, str], _Array], layout: Layout) -> None:
+def _require_same_values(
+    arrays: Mapping[tuple[str, str], Array], trees: Mapping[str, Branch], layout: Layout
+) -> None:
     fields = {(entry.builder, entry.name): entry for entry in layout.fields}
     for key in sorted(fields.keys() ^ arrays.keys()):
         what = "lacks" if key in fields else "has, unlike the other samples,"
-        raise NotPackable(f"it {what} the tensor {'.'.join(key)}")
+        raise NotPackable(f"it {what} the value {'.'.join(key)}")
     for key, entry in fields.items():
         found = arrays[key].field
         if (found.dtype, found.ndim) != (entry.dtype, entry.ndim):
@@ -184,10 +159,19 @@ def _require_same_tensors(arrays: Mapping[tuple[str, str], _Array], layout: Layo
                 f"{'.'.join(key)} is {found.dtype} with {found.ndim} dimension(s), in other "
                 f"samples {entry.dtype} with {entry.ndim}"
             )
+    if layout.nested is None and all(map(nesting.is_flat, trees.values())):
+        return
+    for builder in trees.keys() | layout.trees.keys():
+        ours, theirs = trees.get(builder, nesting.EMPTY), layout.trees.get(builder, nesting.EMPTY)
+        if not nesting.same(ours, theirs):
+            raise NotPackable(
+                f"the values of {builder} are of other kinds, or nested in another way, than those "
+                "of the other samples"
+            )
 
 
-def _narrowest(array: _Array) -> Field:
-    if array.values.nbytes < SMALL:
+def _narrowest(array: Array) -> Field:
+    if array.values.nbytes < SMALL or array.field.is_text:
         return array.field
     for packed, divisor in _candidates(array.values, array.field.dtype):
         entry = replace(array.field, packed=packed, divisor=divisor)
@@ -199,7 +183,7 @@ def _narrowest(array: _Array) -> Field:
 def _candidates(values: np.ndarray, dtype: str) -> Iterator[tuple[str, int]]:
     """Packings of `dtype` that are smaller than it, the smallest first."""
     kind, size = numpy_dtype(dtype).kind, values.itemsize
-    if dtype in ("bool", "bfloat16"):
+    if kind == "c" or dtype == "bool" or is_bits(dtype):
         return
     for packed in _INTEGERS:
         if np.dtype(packed).itemsize >= size:
@@ -255,6 +239,10 @@ def _covers(wider: Field, entry: Field) -> bool:
 
 def _encode(values: np.ndarray, entry: Field) -> np.ndarray | None:
     """`values` packed, or None where decoding would not give the same bits."""
+    if entry.is_text:
+        assert entry.shape is not None
+        text, room = values.tobytes().rstrip(FILL), entry.shape[0]
+        return in_room(np.frombuffer(text, np.uint8), room) if len(text) <= room else None
     if entry.packed == entry.dtype:
         return values
     flat = values.reshape(-1)
@@ -281,12 +269,15 @@ def _encode_block(block: np.ndarray, packed: np.ndarray, entry: Field) -> bool:
     return np.array_equal(decoded, block)
 
 
-def _require_finite(array: _Array) -> None:
-    if array.field.dtype == "bfloat16":
-        finite = (array.values & _BFLOAT16_EXPONENT) != _BFLOAT16_EXPONENT
+def _require_finite(array: Array) -> None:
+    if is_bits(array.field.dtype):
+        values = torch.from_numpy(array.values).view(getattr(torch, array.field.dtype))
+        # complex32 has no test of its own, and float8 converts without loss.
+        wide = torch.complex64 if values.is_complex() else torch.float32
+        finite = bool(values.to(wide).isfinite().all())
     else:
-        finite = np.isfinite(array.values)
-    if not finite.all():
+        finite = bool(np.isfinite(array.values).all())
+    if not finite:
         raise NotPackable(
             f"{array.field.builder}.{array.field.name} has values that are not finite"
         )

@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from convoy.data.packing import split_record, unpack
-from convoy.data.shards import Manifest, Shard, shard_path
+from convoy.data.shard import Shard
+from convoy.data.shards import Manifest, shard_path
 from convoy.errors import ConvoyError
 
 matplotlib.use("Agg")

@@ -9,32 +9,29 @@ validation.
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import BatchSampler, Dataset, Sampler
+from torch.utils.data import BatchSampler, Sampler
 
-from convoy.data.batch import sample_at
-from convoy.data.cache import Builders, Sample
-from convoy.data.layout import Field, Layout
+from convoy.data.cache import Builders, collate
+from convoy.data.form import Form
+from convoy.data.layout import Layout
 from convoy.data.packed_batch import Column, PackedBatch, columns_of
-from convoy.data.packing import split_record, unpack
+from convoy.data.shard_dataset import ShardDataset, read_one_by_one
 from convoy.data.shard_reader import ShardReader
 from convoy.data.shard_split import ShardSplit
-from convoy.data.shards import Shard
-from convoy.errors import ConvoyError
 
 
 class ShardLoader:
     """Batches of a split in its sampler's order, for Lightning and for whoever else iterates.
 
     It looks like a DataLoader where callbacks use one: `dataset`, `batch_size`, `sampler`,
-    `batch_sampler`, its length, and iterating. Iterating again begins again. Whoever takes one
-    batch and goes costs little more than that batch: reading ahead begins with the first one that
-    is taken, and ends at once with the iterator.
+    `batch_sampler`, `collate_fn`, its length, and iterating. Iterating again begins again. Whoever
+    takes one batch and goes costs little more than that batch: reading ahead begins with the first
+    one that is taken, and ends at once with the iterator.
     """
 
     def __init__(
@@ -55,7 +52,8 @@ class ShardLoader:
             BatchSampler(sampler, batch_size, drop_last=False),
         )
         self.split = split
-        self.batch_size = batch_size
+        self.batch_size, self.drop_last, self.collate_fn = batch_size, False, collate
+        self.dataset = ShardDataset(split, builders, reader)
         self._builders, self._reader, self._prefetch, self._check = (
             builders,
             reader,
@@ -65,10 +63,6 @@ class ShardLoader:
         layouts = list(dict.fromkeys(shard.layout for shard in split.shards))
         self._layout_of = np.array([layouts.index(shard.layout) for shard in split.shards])
         self._plans = [_Plan.of(layout, builders, batch_size) for layout in layouts]
-
-    @property
-    def dataset(self) -> "ShardDataset":
-        return ShardDataset(self)
 
     def read(self, indices: Sequence[int]) -> PackedBatch:
         """The samples of those indices as a batch, at most `batch_size` of them."""
@@ -126,30 +120,9 @@ class ShardLoader:
         return _Reading(
             self._reader.executor,
             jobs,
-            lambda _: PackedBatch.borrowing(block, pool, plan.columns, size),
+            lambda _: PackedBatch.borrowing(block, pool, plan.columns, plan.form, size),
             lambda: pool.give_back(block),
         )
-
-
-class ShardDataset(Dataset[Sample]):
-    """The samples of a loader's split by index, as NAVSIM's datasets give them: features and
-    targets of one sample, and `tokens`."""
-
-    def __init__(self, loader: ShardLoader) -> None:
-        self._loader = loader
-
-    @property
-    def tokens(self) -> list[str]:
-        return [sample.rpartition("/")[2] for sample in self._loader.split.samples]
-
-    def __len__(self) -> int:
-        return len(self._loader.split.samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        features, targets = self._loader.read([index % len(self)]).decode()
-        return sample_at(0, features), sample_at(0, targets)
 
 
 @dataclass(frozen=True)
@@ -158,6 +131,7 @@ class _Plan:
     record."""
 
     columns: tuple[Column, ...]
+    form: Form
     bytes: int  # of the batch's block
     runs: tuple[
         tuple[int, tuple[tuple[Column, int], ...]], ...
@@ -168,11 +142,11 @@ class _Plan:
         """None for a layout whose records differ in length."""
         if layout.record_bytes is None:
             return None
-        fields = _wanted(layout, builders)
-        columns, size = columns_of(fields, batch_size)
+        form = Form.of(layout, builders)
+        columns, size = columns_of(form.fields(layout), batch_size)
         placed = [
-            (layout.offsets[entry.builder, entry.name], column, column.sample_bytes)
-            for (entry, _), column in zip(fields, columns, strict=True)
+            (layout.offsets[column.field.builder, column.field.name], column, column.sample_bytes)
+            for column in columns
             if column.sample_bytes
         ]
         runs: list[tuple[int, list[tuple[Column, int]]]] = []
@@ -182,7 +156,7 @@ class _Plan:
                 runs.append((offset, []))
             runs[-1][1].append((column, length))
             end = offset + length
-        return cls(columns, size, tuple((start, tuple(run)) for start, run in runs))
+        return cls(columns, form, size, tuple((start, tuple(run)) for start, run in runs))
 
 
 class _Reading:
@@ -211,74 +185,3 @@ def _abandon(readings: Collection[_Reading]) -> None:
     wait([future for reading in readings for future in reading.futures if not future.cancel()])
     for reading in readings:
         reading.give_up()
-
-
-def read_one_by_one(
-    split: ShardSplit,
-    builders: Builders,
-    shards: Sequence[int],
-    rows: Sequence[int],
-    reader: ShardReader,
-) -> PackedBatch:
-    """A batch of samples whose layouts or shapes differ: packed where all agree, else as the
-    builders made it.
-
-    Raises ConvoyError where samples of different shape would have to be stacked; NAVSIM's loader
-    does not either.
-    """
-    samples = [
-        _read_sample(split, builders, split.shards[shard], row, reader)
-        for shard, row in zip(shards, rows, strict=True)
-    ]
-    fields: list[tuple[Field, bool]] = []
-    stacked: list[np.ndarray] = []
-    for position, (first, values, is_feature) in enumerate(samples[0]):
-        entries = [sample[position][0] for sample in samples]
-        arrays = [sample[position][1] for sample in samples]
-        if any(array.shape != values.shape for array in arrays):
-            shapes = sorted({"x".join(map(str, array.shape)) for array in arrays})
-            raise ConvoyError(
-                f"Samples of one batch differ in the shape of {first.builder}.{first.name} "
-                f"({', '.join(shapes)}) and cannot be stacked. Pad them in the builder, or train "
-                "with dataloader.params.batch_size=1."
-            )
-        if len({(entry.packed, entry.divisor) for entry in entries}) > 1:
-            arrays = [unpack(entry, array) for entry, array in zip(entries, arrays, strict=True)]
-            first = replace(first, packed=first.dtype, divisor=1)
-        fields.append((replace(first, shape=values.shape), is_feature))
-        stacked.append(np.stack(arrays))
-    columns, size = columns_of(fields, len(samples))
-    block = reader.pool.take(size)
-    for column, values in zip(columns, stacked, strict=True):
-        content = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-        block.memory[column.offset : column.offset + content.size] = torch.from_numpy(content)
-    return PackedBatch.borrowing(block, reader.pool, columns, len(samples))
-
-
-def _read_sample(
-    split: ShardSplit, builders: Builders, shard: Shard, row: int, reader: ShardReader
-) -> list[tuple[Field, np.ndarray, bool]]:
-    """The wanted fields of one sample, packed, and whether each is a feature."""
-    start, end = shard.span(row)
-    record = bytearray(end - start)
-    reader.read(split.root, shard, [memoryview(record)], start)
-    arrays = split_record(shard.layout, record)
-    held = {
-        (entry.builder, entry.name): (entry, values)
-        for entry, values in zip(shard.layout.fields, arrays, strict=True)
-    }
-    return [
-        (*held[entry.builder, entry.name], is_feature)
-        for entry, is_feature in _wanted(shard.layout, builders)
-    ]
-
-
-def _wanted(layout: Layout, builders: Builders) -> list[tuple[Field, bool]]:
-    """Fields of the agent's builders in the builders' order, and whether each is a feature."""
-    return [
-        (entry, is_feature)
-        for names, is_feature in ((builders.features, True), (builders.targets, False))
-        for name in names
-        for entry in layout.fields
-        if entry.builder == name
-    ]

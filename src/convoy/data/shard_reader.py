@@ -10,9 +10,11 @@ from io import FileIO
 from pathlib import Path
 
 from convoy.data.packed_batch import BlockPool
-from convoy.data.shards import Shard, shard_path
+from convoy.data.shard import Shard
+from convoy.data.shards import shard_path
 from convoy.errors import ConvoyError
 
+MOST_TARGETS = os.sysconf("SC_IOV_MAX")  # of one call
 OPEN_FILES_RESERVED = 256  # descriptors that are left to the rest of the process
 
 
@@ -55,13 +57,13 @@ class ShardReader:
         try:
             file = self._open(path)
             while left:
-                got = os.preadv(file.fileno(), targets, offset)
+                got = os.preadv(file.fileno(), targets[:MOST_TARGETS], offset)
                 if got == 0:
                     raise _unreadable(
                         path, f"it ends at byte {offset}, the manifest says {shard.bytes}"
                     )
                 left, offset = left - got, offset + got
-                if left:  # allowed to a network file system, or after a signal
+                if left:  # many targets, a network file system, or a signal
                     targets = _without(targets, got)
         except OSError as error:
             raise _unreadable(path, error.strerror or str(error)) from error

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from convoy.data.cache import Builders
-from convoy.data.shards import Manifest, Shard, shard_path
+from convoy.data.shard import Shard
+from convoy.data.shards import Manifest, shard_path
 from convoy.errors import ConvoyError
 
 

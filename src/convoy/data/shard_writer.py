@@ -8,9 +8,12 @@ from types import TracebackType
 
 import numpy as np
 
+from convoy.data.entries import in_one_line, require_name
 from convoy.data.layout import Layout
-from convoy.data.packing import NotPackable, Tensors, pack, record_parts, repack, split_record
-from convoy.data.shards import RECORDS_AT, Failure, Shard, shard_name, shard_path, write_entry
+from convoy.data.packing import pack, record_parts, repack, split_record
+from convoy.data.shard import RECORDS_AT, Failure, Shard, shard_name
+from convoy.data.shards import shard_path, write_entry
+from convoy.data.values import NotPackable, Values
 from convoy.errors import ConvoyError
 
 
@@ -58,9 +61,13 @@ class ShardWriter:
             pass
         self._temporary.unlink(missing_ok=True)
 
-    def add(self, token: str, sample: Tensors) -> None:
+    def add(self, token: str, sample: Values) -> None:
         """Append a sample. Raises NotPackable when it does not fit the others; then nothing was
         written."""
+        try:
+            require_name(token, "token")
+        except ValueError as error:
+            raise NotPackable(str(error)) from error
         if token in self._tokens:
             raise NotPackable("its token is there twice")
         layout, packed = pack(sample, self._layout, self._allow_non_finite)
@@ -75,7 +82,7 @@ class ShardWriter:
 
     def fail(self, token: str, reason: str) -> None:
         """Note a sample that is left out."""
-        self._failures.append(Failure(self._log, token, reason))
+        self._failures.append(Failure(self._log, in_one_line(str(token)), in_one_line(reason)))
 
     def finish(self, seconds: Mapping[str, float]) -> Shard:
         """Make the shard and its entry visible."""

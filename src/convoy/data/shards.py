@@ -18,77 +18,21 @@ entry lists the records' offsets.
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from convoy.data import entries
 from convoy.data.layout import Layout, layout_from_json, layout_to_json
+from convoy.data.shard import Builder, Failure, Shard
 from convoy.errors import ConvoyError
 
-FORMAT, VERSION = "convoy-shards", 1
+FORMAT = "convoy-shards"
+VERSIONS = (1, 2)  # that can be read; a set is written in the oldest one that has its layouts
 MANIFEST = "manifest.json"
 SHARDS = "shards"
 SUFFIX = ".safetensors"
-RECORDS_AT = 256  # bytes of a shard's header: where its first record begins
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A sample that was left out, and why. `token` is `*` for all of a log."""
-
-    log: str
-    token: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Entry of one shard file.
-
-    `bytes` is the file's size; `sha256` is that of its records, which begin at `RECORDS_AT`.
-    `offsets` in the file, one more than there are samples, is None where records are equally long.
-    """
-
-    log: str
-    part: int
-    layout: Layout
-    tokens: tuple[str, ...]
-    bytes: int
-    sha256: str
-    offsets: tuple[int, ...] | None = None
-    failures: tuple[Failure, ...] = ()
-    seconds: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return shard_name(self.log, self.part)
-
-    def span(self, row: int) -> tuple[int, int]:
-        """Where a record begins and ends in the file."""
-        if self.offsets is not None:
-            return self.offsets[row], self.offsets[row + 1]
-        length = self.layout.record_bytes or 0
-        return RECORDS_AT + row * length, RECORDS_AT + (row + 1) * length
-
-    @property
-    def header(self) -> bytes:
-        """What the file begins with."""
-        size = self.bytes - RECORDS_AT
-        shape = [len(self.tokens), size // len(self.tokens)] if self.offsets is None else [size]
-        tensors = {"records": {"dtype": "U8", "shape": shape, "data_offsets": [0, size]}}
-        text = json.dumps(tensors, separators=(",", ":")).encode().ljust(RECORDS_AT - 8)
-        return len(text).to_bytes(8, "little") + text
-
-
-@dataclass(frozen=True)
-class Builder:
-    """A builder whose tensors are in the shards, and how it was made; `config` is None where that
-    is not known."""
-
-    name: str
-    role: str | None  # "feature" or "target"; None when packed from a cache without naming an agent
-    cls: str | None = None
-    config: Any = None
+DAMAGED = (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -125,10 +69,6 @@ class Manifest:
         return tuple(sorted(counts, key=lambda layout: -counts[layout]))
 
 
-def shard_name(log: str, part: int) -> str:
-    return f"{log}-{part:03d}"
-
-
 def shard_path(root: Path, name: str) -> Path:
     return root / SHARDS / f"{name}{SUFFIX}"
 
@@ -158,10 +98,10 @@ def load_manifest(root: Path) -> Manifest:
         raise ConvoyError(
             f"{path} is missing: {reason}. Run the same `convoy prepare` again."
         ) from None
-    except (OSError, ValueError) as error:
+    except DAMAGED as error:
         raise ConvoyError(
-            f"{path} cannot be read ({error}). Delete it and run the same `convoy prepare` again: "
-            "it is made anew from the shards."
+            f"{path} cannot be read ({_reason(error)}). Delete it and run the same `convoy "
+            "prepare` again: it is made anew from the shards."
         ) from error
     return _parse(content, path)
 
@@ -172,12 +112,13 @@ def write_manifest(root: Path, manifest: Manifest) -> None:
     number = {layout: index for index, layout in enumerate(layouts)}
     content = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": max((layout.version for layout in layouts), default=1),
         "builders": [asdict(builder) for builder in manifest.builders],
         "origin": dict(manifest.origin),
         "layouts": [layout_to_json(layout) for layout in layouts],
         "shards": [
-            {**_shard_to_json(shard), "layout": number[shard.layout]} for shard in manifest.shards
+            {**entries.shard_to_json(shard), "layout": number[shard.layout]}
+            for shard in manifest.shards
         ],
     }
     write_json(root / MANIFEST, content)
@@ -186,7 +127,11 @@ def write_manifest(root: Path, manifest: Manifest) -> None:
 def write_entry(root: Path, shard: Shard) -> None:
     write_json(
         entry_path(root, shard.name),
-        {"version": VERSION, **_shard_to_json(shard), "layout": layout_to_json(shard.layout)},
+        {
+            "version": shard.layout.version,
+            **entries.shard_to_json(shard),
+            "layout": layout_to_json(shard.layout),
+        },
     )
 
 
@@ -196,14 +141,18 @@ def read_entry(root: Path, name: str) -> Shard | None:
     path = entry_path(root, name)
     try:
         content = json.loads(path.read_bytes())
-        if content["version"] != VERSION:
+        if content["version"] not in VERSIONS:
             raise _other_version(path, content["version"])
-        return _shard_from_json(content, layout_from_json(content["layout"]))
+        shard = entries.shard_from_json(content, layout_from_json(content["layout"]))
+        if shard.name != name:
+            raise ValueError(f"it is the entry of {shard.name}")
+        return shard
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except DAMAGED as error:
         raise ConvoyError(
-            f"{path} is damaged ({error!r}). Delete it and run the same `convoy prepare` again."
+            f"{path} is damaged ({_reason(error)}). Delete it and run the same `convoy prepare` "
+            "again."
         ) from error
 
 
@@ -267,19 +216,20 @@ def _schema(layout: Layout) -> dict[tuple[str, str], str]:
 def _parse(content: Any, path: Path) -> Manifest:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ConvoyError(f"{path} is no manifest of packed shards (format {FORMAT!r} expected).")
-    if content.get("version") != VERSION:
+    if type(content.get("version")) is not int or content["version"] not in VERSIONS:
         raise _other_version(path, content.get("version"))
     try:
         layouts = [layout_from_json(layout) for layout in content["layouts"]]
         shards = tuple(
-            _shard_from_json(entry, layouts[entry["layout"]]) for entry in content["shards"]
+            entries.shard_from_json(entry, layouts[entry["layout"]]) for entry in content["shards"]
         )
-        builders = tuple(Builder(**entry) for entry in content["builders"])
-        manifest = Manifest(builders, content["origin"], shards)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        builders = tuple(map(entries.builder_from_json, content["builders"]))
+        manifest = Manifest(builders, entries.origin_from_json(content["origin"]), shards)
+        entries.require_one_of_each(shards)
+    except DAMAGED as error:
         raise ConvoyError(
-            f"{path} is damaged ({error!r}). Delete it and run the same `convoy prepare` again: "
-            "whole shards are kept."
+            f"{path} is damaged ({_reason(error)}). Delete it and run the same `convoy prepare` "
+            "again: whole shards are kept."
         ) from error
     require_one_schema(manifest.shards)
     require_unique_tokens(manifest.shards)
@@ -288,33 +238,11 @@ def _parse(content: Any, path: Path) -> Manifest:
 
 def _other_version(path: Path, version: Any) -> ConvoyError:
     return ConvoyError(
-        f"{path} is of version {version}, and this Convoy reads version {VERSION}. Use the Convoy "
-        "that wrote it, or prepare the data again into a new directory."
+        f"{path} is of version {version!r:.20}, and this Convoy reads versions up to "
+        f"{max(VERSIONS)}. Use the Convoy that wrote it, or prepare the data again into a new "
+        "directory."
     )
 
 
-def _shard_to_json(shard: Shard) -> dict[str, Any]:
-    content = asdict(shard)
-    del content["layout"]
-    return content
-
-
-def _shard_from_json(content: Mapping[str, Any], layout: Layout) -> Shard:
-    tokens, offsets = tuple(content["tokens"]), content["offsets"]
-    shard = Shard(
-        log=content["log"],
-        part=content["part"],
-        layout=layout,
-        tokens=tokens,
-        bytes=content["bytes"],
-        sha256=content["sha256"],
-        offsets=None if offsets is None else tuple(offsets),
-        failures=tuple(Failure(**failure) for failure in content["failures"]),
-        seconds=content["seconds"],
-    )
-    if (layout.record_bytes is None) != (offsets is not None) and tokens:
-        raise ValueError(f"offsets of shard {shard.name} do not fit its layout")
-    expected = shard.span(len(tokens) - 1)[1] if tokens else 0
-    if shard.bytes != expected:
-        raise ValueError(f"shard {shard.name} has {shard.bytes} bytes, its records {expected}")
-    return shard
+def _reason(error: BaseException) -> str:
+    return f"{error}" if isinstance(error, ValueError) else repr(error)

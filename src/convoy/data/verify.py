@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from convoy.data.shards import RECORDS_AT, SHARDS, SUFFIX, Manifest, Shard, shard_path
+from convoy.data.shard import RECORDS_AT, Shard
+from convoy.data.shards import SHARDS, SUFFIX, Manifest, shard_path
 
 CHUNK = 8 << 20  # bytes per read
 

@@ -17,9 +17,8 @@ def choose(root: Path, nodes: int) -> Path:
 
 def directives(text: str) -> dict[str, str]:
     """`#SBATCH` options of a job file, as option -> value."""
-    return dict(
-        match.groups() for line in text.splitlines() if (match := _DIRECTIVE.fullmatch(line))
-    )
+    found = (_DIRECTIVE.fullmatch(line) for line in text.splitlines())
+    return {match[1]: match[2] for match in found if match}
 
 
 def render(text: str, options: Mapping[str, str], root: Path, arguments: Sequence[str]) -> str:

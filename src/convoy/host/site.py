@@ -60,13 +60,13 @@ def load(root: Path, environment: Mapping[str, str] | None = None) -> Site:
                 f"CONVOY_SITE={path} does not exist: name a file of NAME=VALUE lines, or unset it."
             )
         return Site(root, environment)
-    return Site(root, parse(path.read_text()) | environment)
+    return Site(root, parse(path.read_bytes().decode(errors="surrogateescape")) | environment)
 
 
 def parse(text: str) -> dict[str, str]:
-    """NAME=VALUE lines; a value is taken as it is, without quotes or expansion. Other lines are
-    comments."""
-    return dict(re.findall(r"^([A-Z][A-Z0-9_]*)=(.*)$", text, re.MULTILINE))
+    """NAME=VALUE lines, ended as on Linux or on Windows; a value is taken as it is, without quotes
+    or expansion. Other lines are comments."""
+    return dict(re.findall(r"^([A-Z][A-Z0-9_]*)=(.*?)\r?$", text, re.MULTILINE))
 
 
 def find_checkout(environment: Mapping[str, str] | None = None) -> Path:

@@ -36,8 +36,9 @@ class Failed:
 def run_torchrun(arguments: Sequence[str], launch: Launch, run: RunDirectory) -> Failed | None:
     """Run this node's ranks to their end; None where all finished.
 
-    Every rank that failed has a record in the run directory afterwards. Raises SystemExit where a
-    signal ended the agent, ConvoyError where the nodes could not meet.
+    Every rank that failed has a record in the run directory afterwards. Raises SystemExit where all
+    ranks stopped early and can go on, or a signal ended the agent; ConvoyError where the nodes
+    could not meet.
     """
     # Each rank gets half of its share of the CPUs; the other half is the data loader's.
     share = len(os.sched_getaffinity(0)) // launch.processes // 2
@@ -58,6 +59,8 @@ def run_torchrun(arguments: Sequence[str], launch: Launch, run: RunDirectory) ->
             torchrun(parse_args(list(arguments)))
         return None
     except ChildFailedError as error:
+        if {end.exitcode for end in error.failures.values()} == {ExitCode.RESUMABLE}:
+            raise SystemExit(ExitCode.RESUMABLE) from error
         died = [verdict.died(rank, host, end.exitcode) for rank, end in error.failures.items()]
     except RendezvousError as error:
         # The rendezvous also goes away with a node that failed first: then that one's record tells.

@@ -2,13 +2,14 @@
 
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from convoy import config
 from convoy.errors import ConvoyError, ExitCode
-from convoy.launch import network
+from convoy.launch import network, vitals
 from convoy.launch.agent import run_torchrun
 from convoy.launch.interface import choose_interface
 from convoy.launch.torchrun import LOOPBACK, rendezvous_endpoint, torchrun_arguments
@@ -35,7 +36,8 @@ def train_on_node(launch: Launch, overrides: Sequence[str], agreed: Path | None 
             raise
         return ExitCode.FAILED
     arguments = torchrun_arguments(launch, address, run.root)
-    failed = run_torchrun([*arguments, "--", *overrides], launch, run)
+    with vitals.sampled(run.node_vitals(socket.gethostname())):
+        failed = run_torchrun([*arguments, "--", *overrides], launch, run)
     if failed is None:
         return ExitCode.FINISHED
     # A job's batch script reports for all nodes at its end.

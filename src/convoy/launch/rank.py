@@ -15,6 +15,7 @@ from convoy.errors import ConvoyError, ExitCode
 from convoy.launch import verdict
 from convoy.navsim import tree
 from convoy.run.layout import RunDirectory
+from convoy.run.stop_request import StopRequest
 from convoy.topology import Topology
 
 RUN_DIR = "--run-dir="
@@ -25,6 +26,7 @@ def main(arguments: Sequence[str]) -> int:
 
     The run directory is the node's choice; without one, rank 0 names it for all ranks.
     """
+    request = StopRequest().install()
     run, overrides = _split(arguments)
     topology = Topology()
     try:
@@ -37,8 +39,12 @@ def main(arguments: Sequence[str]) -> int:
         # After the checks that need no torch: a mistake is reported in half a second.
         from convoy.training.run import train
 
-        train(settings, topology)
+        train(settings, topology, request)
     except ConvoyError as error:
+        if error.exit_code == ExitCode.RESUMABLE:  # not a failure: rank 0 says it for all
+            if topology.is_rank_zero:
+                print(f"convoy: {error}", flush=True)
+            return error.exit_code
         where = f" (rank {topology.rank} on {topology.host})" if topology.world_size > 1 else ""
         print(f"convoy{where}: {error}", file=sys.stderr, flush=True)
         _record(run, topology, str(error), error.exit_code, fixable=True)

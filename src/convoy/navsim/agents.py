@@ -20,9 +20,8 @@ def build_agent(agent_config: Any) -> Any:
     try:
         return instantiate(agent_config)
     except InstantiationException as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
+        causes = _causes(error)
+        cause = causes[-1]
         if _is_missing_download(error):
             raise ConvoyError(
                 f"The agent {agent_config._target_} downloads pretrained weights, and the model "
@@ -32,10 +31,34 @@ def build_agent(agent_config: Any) -> Any:
                 "or give a Hugging Face home that was filled elsewhere: HF_HOME=/path, in the "
                 "image --bind /path:/opt/convoy/weights."
             ) from error
+        # Hydra's message quotes the cause and cuts it at its first line.
+        said = " From ".join(
+            f"{type(each).__name__}: {' '.join(str(each).split())}." for each in causes[1:]
+        )
+        files = [each.filename for each in causes if isinstance(each, OSError) and each.filename]
+        missing = f" The file is {files[-1]}." if files and files[-1] not in said else ""
         raise ConvoyError(
-            f"The agent {agent_config._target_} could not be built: {str(error).splitlines()[0]} "
-            f"({type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''})"
+            f"The agent {agent_config._target_} could not be built. "
+            f"{said or ' '.join(str(error).split())}{missing}{_install(cause)}"
         ) from error
+
+
+def _install(cause: BaseException) -> str:
+    """How an agent's own requirements are installed."""
+    if not isinstance(cause, ModuleNotFoundError) or not cause.name:
+        return ""
+    return (
+        f" If {cause.name.split('.')[0]} is a requirement of the agent's: install it with "
+        ".venv/bin/pip, and into the image with make image EXTRA=requirements.txt."
+    )
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error and what led to it, the first cause last."""
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    return causes
 
 
 def _needs_navsim(target: str) -> bool:

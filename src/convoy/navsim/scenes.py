@@ -1,5 +1,6 @@
 """NAVSIM's splits and scenes, read through NAVSIM's own loader."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,14 @@ def open_log(
     from navsim.common.dataclasses import SceneFilter
     from navsim.common.dataloader import SceneLoader
 
+    # NAVSIM 2 has another name for it.
+    first = "sensor_blobs_path" in inspect.signature(SceneLoader.__init__).parameters
+    path = {"sensor_blobs_path" if first else "original_sensor_path": sensors}
     return SceneLoader(
         data_path=logs,
-        original_sensor_path=sensors,
         scene_filter=SceneFilter(**{**scene_filter, "log_names": [log]}),
         sensor_config=sensor_config,
+        **path,
     )
 
 

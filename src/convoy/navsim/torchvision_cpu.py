@@ -1,5 +1,6 @@
-"""Import this before Lightning or NAVSIM: it makes torchvision importable beside a CPU build of
-torch.
+"""Makes torchvision importable beside a CPU build of torch: import this before Lightning or NAVSIM.
+
+`python -m convoy.navsim.torchvision_cpu SCRIPT ARGUMENT…` does so for a script as it is.
 
 The package index's torchvision has binary operators that need CUDA libraries. Beside a CPU torch
 they are not registered, and importing it (as Lightning's metrics do wherever it is installed) ends
@@ -8,6 +9,7 @@ Lightning and NAVSIM's agents never call them. Builds of torchvision that match 
 them themselves, and a second declaration would abort.
 """
 
+import runpy
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
@@ -26,3 +28,7 @@ if _lacks_operators() and "torchvision" not in sys.modules:
     for _name in ("nms", "qnms"):
         if not hasattr(torch.ops.torchvision, _name):
             _library.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+if __name__ == "__main__":
+    del sys.argv[0]
+    runpy.run_path(sys.argv[0], run_name="__main__")

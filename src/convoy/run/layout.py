@@ -40,6 +40,32 @@ class RunDirectory:
     def best_checkpoint(self) -> Path:
         return self.checkpoints / "best.ckpt"
 
+    def step_checkpoint(self, step: int) -> Path:
+        """The state after so many optimiser steps; `last.ckpt` and `best.ckpt` are links."""
+        return self.checkpoints / f"step-{step:09d}.ckpt"
+
+    def step_checkpoints(self) -> list[Path]:
+        """Those that are there, newest first."""
+        return sorted(self.checkpoints.glob("step-*.ckpt"), reverse=True)
+
+    def owner(self, number: int) -> Path:
+        """Who writes to the run: the highest number does. See `convoy.run.lock`."""
+        return self.root / f"owner-{number}.json"
+
+    def owners(self) -> list[int]:
+        """Numbers of the owners' files, lowest first."""
+        names = (path.stem.partition("-")[2] for path in self.root.glob("owner-*.json"))
+        return sorted(int(name) for name in names if name.isdigit())
+
+    @property
+    def stop_request(self) -> Path:
+        """Asks the ranks to save and stop. See `convoy.run.stop_request`."""
+        return self.root / "stop-request.json"
+
+    def rank_state(self, rank: int) -> Path:
+        """What a rank is doing, and its sign of life, as JSON. See `convoy.training.watchdog`."""
+        return self.root / "ranks" / f"rank-{rank:03d}.json"
+
     @property
     def skipped_samples(self) -> Path:
         """One line of JSON per unreadable sample that was replaced (`data.skip_bad=true`)."""
@@ -89,3 +115,42 @@ class RunDirectory:
     @property
     def tensorboard(self) -> Path:
         return self.root / "tensorboard"
+
+    @property
+    def events(self) -> Path:
+        """One line of JSON per event: start, checkpoint, signal, stop."""
+        return self.root / "events.jsonl"
+
+    @property
+    def prediction(self) -> Path:
+        """What `convoy plan` forecast when it submitted the run, as JSON."""
+        return self.root / "prediction.json"
+
+    @property
+    def vitals(self) -> Path:
+        """One `<host>.jsonl` per node: its memory and GPUs, every few seconds."""
+        return self.root / "vitals"
+
+    def node_vitals(self, host: str) -> Path:
+        return self.vitals / f"{host}.jsonl"
+
+    @property
+    def paces(self) -> Path:
+        """One `rank-<rank>.json` per rank: how long its steps take."""
+        return self.root / "paces"
+
+    def rank_pace(self, rank: int) -> Path:
+        return self.paces / f"rank-{rank:03d}.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def report_picture(self) -> Path:
+        return self.root / "report.png"
+
+    @property
+    def trajectories(self) -> Path:
+        """A picture of predicted trajectories of held-out samples."""
+        return self.root / "trajectories.png"

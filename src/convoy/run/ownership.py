@@ -4,9 +4,11 @@ import os
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from convoy.config import differences
 from convoy.errors import ConvoyError
+from convoy.run.atomic import write_text
 from convoy.run.layout import RunDirectory
 from convoy.topology import Topology
 
@@ -24,6 +26,7 @@ MAY_CHANGE = (
     "trainer.params.log_every_n_steps",
     "dataloader.params.",
     "data.stage",
+    "watchdog_minutes",
     "data.trust_cache",
     "checkpoint.",
     "distributed_timeout_minutes",
@@ -53,15 +56,17 @@ def open_run(root: Path, config: DictConfig) -> RunDirectory:
     try:
         for folder in (run.logs, run.checkpoints):
             folder.mkdir(parents=True, exist_ok=True)
-        temporary = run.config.with_suffix(".tmp")
-        OmegaConf.save(config, temporary)
-        temporary.replace(run.config)
+        write_text(run.config, OmegaConf.to_yaml(config))
     except OSError as error:
-        raise ConvoyError(
-            f"The run directory {root} cannot be written: {error.strerror}. Give another: "
-            "run_dir=/path."
-        ) from error
+        raise unwritable(root, error) from error
     return run
+
+
+def unwritable(root: Path, error: OSError) -> ConvoyError:
+    return ConvoyError(
+        f"The run directory {root} cannot be written: {error.strerror}. Give another: "
+        "run_dir=/path."
+    )
 
 
 def require_same_configuration(root: Path, config: DictConfig) -> None:
@@ -70,8 +75,7 @@ def require_same_configuration(root: Path, config: DictConfig) -> None:
     run = RunDirectory(root)
     if not run.config.is_file():
         return
-    old = OmegaConf.load(run.config)
-    assert isinstance(old, DictConfig)
+    old = _load(run.config)
     changed = {
         key: values
         for key, values in differences(old, config).items()
@@ -88,3 +92,17 @@ def require_same_configuration(root: Path, config: DictConfig) -> None:
             + "\n".join(lines)
             + "\nGive a new one (run_dir=/path), or the same settings to go on with that run."
         )
+
+
+def _load(path: Path) -> DictConfig:
+    """Raises ConvoyError for a file that was cut: every start writes the same keys."""
+    try:
+        config = OmegaConf.load(path)
+    except (OSError, ValueError, YAMLError):
+        config = OmegaConf.create()
+    if not isinstance(config, DictConfig) or "run_dir" not in config:
+        raise ConvoyError(
+            f"{path} is cut or damaged, so nobody can say whether its run had these settings. If "
+            "it had, remove that file and start the same command again."
+        )
+    return config

@@ -25,10 +25,7 @@ def put_cones(town: Town, rng: np.random.Generator) -> list[Cone]:
     """A row of cones along the kerb of every second road."""
     cones = []
     for road in town.roads:
-        first, side = (
-            rng.uniform(20.0, road.centre.length - 30.0),
-            rng.choice([-1, 1]),
-        )
+        first, side = rng.uniform(20.0, road.centre.length - 30.0), rng.choice([-1, 1])
         if rng.random() < 0.5:
             poses = [
                 road.centre.pose(first + 2.5 * i, side * (ROAD_HALF_WIDTH + 0.4)) for i in range(4)
@@ -38,14 +35,6 @@ def put_cones(town: Town, rng: np.random.Generator) -> list[Cone]:
 
 
 def sample_person(rng: np.random.Generator) -> Pedestrian:
-    rng = rng
-    colour = tuple(int(c) for c in rng.integers(30, 200, 3))
-    return Pedestrian(
-        0.0,
-        0.0,
-        0.0,
-        rng.uniform(0.45, 0.6),
-        rng.uniform(0.5, 0.7),
-        rng.uniform(1.55, 1.9),
-        colour,
-    )
+    red, green, blue = (int(c) for c in rng.integers(30, 200, 3))
+    size = rng.uniform(0.45, 0.6), rng.uniform(0.5, 0.7), rng.uniform(1.55, 1.9)
+    return Pedestrian(0.0, 0.0, 0.0, *size, (red, green, blue))

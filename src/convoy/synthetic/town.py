@@ -2,7 +2,7 @@
 
 Two by two blocks between two-lane roads. The corners of the ring are curves, the middles of its
 sides T-junctions, and the centre is a crossing; every junction has traffic lights. Roads between
-junctions are straight or bend to and fro.
+junctions are straight or winding.
 """
 
 from dataclasses import dataclass
@@ -221,7 +221,8 @@ def _edges(
         if exit_arm != arm
     ]
     first = 2 * len(roads)
-    edges, leaving = [], {}
+    edges: list[Edge] = []
+    leaving: dict[tuple[int, int], int] = {}
     for index, (road, (start, end)) in enumerate(zip(roads, ends, strict=True)):
         there = road.centre.offset(-LANE_WIDTH / 2)
         back = road.centre.offset(LANE_WIDTH / 2)[::-1]

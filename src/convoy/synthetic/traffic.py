@@ -15,7 +15,16 @@ from convoy.synthetic.moment import Moment, Track
 from convoy.synthetic.pedestrians import Crossing, Walker
 from convoy.synthetic.roadside import park, put_cones, sample_person
 from convoy.synthetic.scene import EGO_FRONT, ROAD_HALF_WIDTH, sample_vehicle
-from convoy.synthetic.shapes import Array, Box, Lane, Light, SignalPost, Vehicle
+from convoy.synthetic.shapes import (
+    Array,
+    Box,
+    Cone,
+    Lane,
+    Light,
+    Pedestrian,
+    SignalPost,
+    Vehicle,
+)
 from convoy.synthetic.signals import GREEN, STEP, Signal
 from convoy.synthetic.town import CROSSWALK_WIDTH, SPEED_LIMIT, Edge, Road, Town
 
@@ -209,6 +218,7 @@ class Traffic:
             zebra = self._zebra[index] + offset
             if (
                 0.0 < zebra < _AHEAD
+                and edge.road is not None
                 and self._crossings[edge.road].wanted
                 and _can_stop(car.speed, zebra)
             ):
@@ -226,12 +236,11 @@ class Traffic:
 
     def _exit_is_blocked(self, car: _Car) -> bool:
         """Whether there is no room behind the last car of the lane after the junction."""
-        queue = self._queues.get(car.plan[2], ()) if len(car.plan) > 2 else ()
-        return (
-            bool(queue)
-            and queue[0].at - queue[0].rear < car.front + car.rear + 3.0
-            and queue[0].speed < 3.0
-        )
+        queue = self._queues.get(car.plan[2]) if len(car.plan) > 2 else None
+        if not queue:
+            return False
+        last = queue[0]
+        return last.at - last.rear < car.front + car.rear + 3.0 and last.speed < 3.0
 
     def _move(self, car: _Car, wish: float) -> None:
         change = np.clip(wish - car.acceleration, -_JERK * STEP, _JERK * STEP)
@@ -331,17 +340,21 @@ class Traffic:
     def _tracks(self) -> list[Track]:
         tracks: list[Track] = []
 
-        def add(shape: Box, x: float, y: float, heading: float, speed: float, **more: bool) -> None:
+        def add(
+            shape: Vehicle | Pedestrian | Cone, x: float, y: float, heading: float, speed: float
+        ) -> None:
             velocity = speed * np.array([np.cos(heading), np.sin(heading)])
-            tracks.append(
-                Track(len(tracks), replace(shape, x=x, y=y, heading=heading, **more), velocity)
-            )
+            there = replace(shape, x=x, y=y, heading=heading)
+            tracks.append(Track(len(tracks), there, velocity))
 
         for car in self._cars[1:]:
             pose = self._town.edges[car.plan[0]].path.pose(car.at)
-            add(car.shape, *pose, car.speed, braking=car.acceleration < -0.4 or car.speed < 0.1)
-        for still in (*self._parked, *self._cones):
-            add(still, still.x, still.y, still.heading, 0.0)
+            braking = car.acceleration < -0.4 or car.speed < 0.1
+            add(replace(car.shape, braking=braking), *pose, car.speed)
+        for parked in self._parked:
+            add(parked, parked.x, parked.y, parked.heading, 0.0)
+        for cone in self._cones:
+            add(cone, cone.x, cone.y, cone.heading, 0.0)
         for crossing in self._crossings:
             x, y, heading = crossing.road.centre.pose(crossing.road.crosswalk, crossing.across)
             add(crossing.shape, x, y, heading + crossing.side * np.pi / 2, abs(crossing.speed))

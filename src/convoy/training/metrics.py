@@ -3,7 +3,7 @@ velocity."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class TrajectoryKeys:
         )
 
 
-def _is_trajectory(value: Any) -> bool:
+def _is_trajectory(value: Any) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.ndim == 3 and value.shape[-1] >= 2
 
 

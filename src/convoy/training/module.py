@@ -17,7 +17,6 @@ from convoy.data.batch import first
 from convoy.data.cache import Sample
 from convoy.errors import ConvoyError
 from convoy.run.layout import RunDirectory
-from convoy.training.checkpoint import rescale_progress
 from convoy.training.means import Means
 from convoy.training.metrics import (
     TrajectoryKeys,
@@ -115,24 +114,6 @@ class AgentModule(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self._stop_if_not_finite(self._finite_check.all())
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """No checkpoint is written after a step whose loss was not finite on any rank."""
-        bad = self._finite_check.all()
-        ranks = int(self._control.sum(torch.tensor([int(bad is not None)])).item())
-        self._stop_if_not_finite(bad)
-        if ranks:
-            raise ConvoyError(
-                f"No checkpoint is written: the loss is not finite on {ranks} other rank(s)."
-            )
-
-        checkpoint["accumulation"] = self.trainer.accumulate_grad_batches
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lightning counts batches; a run that goes on with another accumulation has more or fewer
-        of them a step."""
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        rescale_progress(progress, checkpoint["accumulation"], self.trainer.accumulate_grad_batches)
 
     def on_validation_epoch_start(self) -> None:
         self._validation_means = Means((*self.rehearsal.val, *DISPLACEMENTS))

@@ -16,6 +16,19 @@ from convoy.topology import Topology
 T = TypeVar("T")
 
 
+class Pending:
+    """A comparison of the ranks that runs in the background; `result` waits for it."""
+
+    def __init__(self, values: torch.Tensor, work: dist.Work | None) -> None:
+        self._values, self._work = values, work
+
+    def result(self) -> list[Any]:
+        if self._work is not None:
+            self._work.wait()
+        found: list[Any] = self._values.tolist()
+        return found
+
+
 class Control:
     """Small agreements among the ranks, over gloo on the host: they never wait for a GPU's
     queue."""
@@ -53,6 +66,13 @@ class Control:
         message = torch.tensor([flag], dtype=torch.uint8)
         dist.broadcast(message, src=0, group=self._group)
         return bool(message.item())
+
+    def begin_max(self, values: torch.Tensor) -> Pending:
+        """Begin to take the maximum of a host tensor over the ranks, element by element."""
+        if self._group is None:
+            return Pending(values, None)
+        work = dist.all_reduce(values, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return Pending(values, work)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum of a host tensor over the ranks."""

@@ -53,6 +53,11 @@ class ProgressReport(pl.Callback):
         seconds = sum(window[0] for window in windows)
         return sum(window[1] for window in windows) / seconds if seconds else float("nan")
 
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of this start that were reported."""
+        return sum(samples for _, samples in self._windows) // self._batches.global_batch
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and sys.stdout.isatty():
             self._view = _Bar()
@@ -168,7 +173,7 @@ class _Bar:
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:.1f} samples/s  ETA"),
             TimeRemainingColumn(),
-            console=Console(),
+            console=Console(markup=False),
         )
         self._task: TaskID = self._progress.add_task(
             "", total=steps, completed=step, epoch=0, loss=0.0, rate=0.0

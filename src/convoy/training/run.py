@@ -22,20 +22,26 @@ from convoy.data.source import Split, open_source
 from convoy.data.split import choose_logs
 from convoy.errors import ConvoyError
 from convoy.navsim.agents import build_agent
+from convoy.run.atomic import write_text
 from convoy.run.layout import RunDirectory
-from convoy.run.ownership import choose_root, open_run
 from convoy.run.progress import ProgressFile
+from convoy.run.stop_request import StopRequest
 from convoy.topology import Topology
 from convoy.training import logs
-from convoy.training.checkpoint import checkpoint_callbacks
+from convoy.training.checkpoint import CheckpointFolder, CheckpointWriter
 from convoy.training.metrics import TrajectoryKeys
 from convoy.training.module import AgentModule, NavsimMetricNames
 from convoy.training.process_group import Control, process_group
 from convoy.training.progress import ProgressReport
+from convoy.training.randomness import Randomness
 from convoy.training.rehearsal import SAMPLES, Rehearsal, rehearse
+from convoy.training.resume import choose_checkpoint
+from convoy.training.safe_points import SafePoints
 from convoy.training.speed.acceleration import Acceleration
 from convoy.training.speed.recipe import choose as choose_recipe
+from convoy.training.start import Start, started
 from convoy.training.trainer import build_trainer, device, require_accelerator
+from convoy.training.weights import load_weights
 
 logger = logging.getLogger("convoy")
 
@@ -48,65 +54,95 @@ class Data:
     val: Split
 
 
-def train(settings: Settings, topology: Topology) -> None:
-    """Train, and leave the results in the run directory. Raises ConvoyError for what the user can
-    mend."""
+def train(settings: Settings, topology: Topology, request: StopRequest) -> None:
+    """Train, and leave the results in the run directory.
+
+    Raises ConvoyError for what the user can fix, StoppedEarly after `request`.
+    """
     config = settings.config
     logs.speak_on_rank_zero(topology)
     require_accelerator(config.trainer.params.accelerator, topology)
     timeout = timedelta(minutes=config.distributed_timeout_minutes)
     with process_group(topology, config.trainer.params.accelerator, timeout) as control:
         _require_one_configuration(config, topology, control)
-        run = _open_run(settings, topology, control)
-        logs.write_to(run, topology)
-        pl.seed_everything(config.seed, workers=True, verbose=False)
-        agent = build_agent(config.agent)
-        builders = _builders(agent)
-        calls = AgentCalls(agent)
-        data = control.on_rank_zero(lambda: _find_data(settings, builders))
-        _require_known_tokens(calls, config, data)
-        recipe = choose_recipe(config, topology.world_size)
-        speed = Acceleration(recipe, agent, topology.world_size, calls.wants_tokens)
-        datamodule = DataModule(
-            data.train, data.val, builders, config, settings.batches, topology, run,
-            to_device_ahead=recipe["prefetch"],
-        )  # fmt: skip
-        keys = TrajectoryKeys(config.metrics.prediction, config.metrics.target)
-        rehearsal = _rehearse(agent, calls, datamodule, keys, device(config, topology))
-        module = AgentModule(agent, calls, rehearsal, keys, run, control, speed)
-        progress = ProgressReport(settings.batches, control, ProgressFile(run))
-        every = config.checkpoint.every_minutes
-        callbacks = [
-            NavsimMetricNames(),
-            *agent.get_training_callbacks(),
-            progress,
-            *checkpoint_callbacks(run, every, control, rehearsal.monitor),
-        ]
-        speed.look_at(callbacks)
-        callbacks.append(speed)
-        trainer = build_trainer(settings, topology, run, callbacks, speed.recipe)
-        results: dict[str, Any] = {"run_dir": str(run.root), "world_size": topology.world_size}
-        resume = run.last_checkpoint if run.last_checkpoint.is_file() else None
-        if config.validate_first and resume is None:
-            trainer.validate(module, datamodule=datamodule, verbose=False)
-            results |= _metrics(module, "_before")
-        if resume is not None:
-            logger.info("going on from %s", resume)
-        # A checkpoint of this run holds Python objects (loop progress, callbacks): it is trusted,
-        # not weights only.
-        cache = Path(config.compile_cache) if config.compile_cache else run.compile_cache
-        with speed.applied(cache):
-            trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=False)
-        results |= _metrics(module, "") | {"samples_per_s": _number(progress.samples_per_second)}
-        if topology.is_rank_zero:
-            run.speed.write_text(json.dumps(speed.recipe.record(), indent=1) + "\n")
-            _finish(run, results, config.data.skip_bad)
+        with started(config, topology, control) as start:
+            _log_start(start.run, settings, topology)
+            _train(settings, start, control, request)
+
+
+def _train(settings: Settings, start: Start, control: Control, request: StopRequest) -> None:
+    config, run, topology = settings.config, start.run, start.topology
+    logs.write_to(run, topology)
+    for note in settings.notes:
+        logger.info(note)
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    agent = build_agent(config.agent)
+    load_weights(agent, config.agent)
+    builders = _builders(agent)
+    calls = AgentCalls(agent)
+    data = control.on_rank_zero(lambda: _find_data(settings, builders))
+    _require_known_tokens(calls, config, data)
+    recipe = choose_recipe(config, topology.world_size)
+    speed = Acceleration(recipe, agent, topology.world_size, calls.wants_tokens)
+    datamodule = DataModule(
+        data.train,
+        data.val,
+        builders,
+        config,
+        settings.batches,
+        topology,
+        run,
+        to_device_ahead=recipe["prefetch"],
+    )
+    keys = TrajectoryKeys(config.metrics.prediction, config.metrics.target)
+    rehearsal = _rehearse(agent, calls, datamodule, keys, device(config, topology))
+    module = AgentModule(agent, calls, rehearsal, keys, run, control, speed)
+    progress = ProgressReport(settings.batches, control, ProgressFile(run))
+    folder = CheckpointFolder(run)
+    writer = CheckpointWriter(guard=start.require_owned)
+    callbacks = [
+        Randomness(config.seed, settings.batches, topology),
+        NavsimMetricNames(),
+        *agent.get_training_callbacks(),
+        progress,
+        SafePoints(
+            folder,
+            writer,
+            control,
+            request,
+            start.record,
+            rehearsal.monitor,
+            config.checkpoint.every_minutes,
+            config.checkpoint.keep,
+        ),
+    ]
+    speed.look_at(callbacks)
+    callbacks.append(speed)
+    trainer = build_trainer(settings, topology, run, callbacks, writer, recipe)
+    results: dict[str, Any] = {"run_dir": str(run.root), "world_size": topology.world_size}
+    resume = choose_checkpoint(folder, control)
+    if config.validate_first and resume is None:
+        trainer.validate(module, datamodule=datamodule, verbose=False)
+        results |= _metrics(module, "_before")
+    if resume is not None:
+        logger.info("going on from %s", resume)
+        start.record("resume", file=resume.name)
+    cache = Path(config.compile_cache) if config.compile_cache else run.compile_cache
+    with speed.applied(cache):
+        trainer.fit(module, datamodule=datamodule, ckpt_path=resume)
+    if progress.steps == 0 and run.results.is_file():
+        logger.info("finished before: results in %s", run.results)
+        return
+    results |= _metrics(module, "") | {"samples_per_s": _number(progress.samples_per_second)}
+    if topology.is_rank_zero:
+        write_text(run.speed, json.dumps(recipe.record(), indent=1) + "\n")
+        _finish(run, results, config.data.skip_bad)
 
 
 def _require_one_configuration(config: DictConfig, topology: Topology, control: Control) -> None:
     entries = control.gather((topology.host, OmegaConf.to_container(config)))
     for rank, (host, other) in enumerate(entries):
-        changed = differences(OmegaConf.create(entries[0][1]), OmegaConf.create(other))
+        changed = differences(DictConfig(entries[0][1]), DictConfig(other))
         if changed:
             shown = "; ".join(
                 f"{key}: {first!r} and {own!r}" for key, (first, own) in list(changed.items())[:4]
@@ -117,16 +153,7 @@ def _require_one_configuration(config: DictConfig, topology: Topology, control: 
             )
 
 
-def _open_run(settings: Settings, topology: Topology, control: Control) -> RunDirectory:
-    config = settings.config
-
-    def create() -> str:
-        root = choose_root(config, topology)
-        config.run_dir = config.output_dir = config.trainer.params.default_root_dir = str(root)
-        return str(open_run(root, config).root)
-
-    run = RunDirectory(Path(control.on_rank_zero(create)))
-    config.run_dir = config.output_dir = config.trainer.params.default_root_dir = str(run.root)
+def _log_start(run: RunDirectory, settings: Settings, topology: Topology) -> None:
     batches = settings.batches
     logger.info(
         "%s: %d node(s) x %d process(es), global batch %d = %d ranks x %d samples x %d "
@@ -139,10 +166,9 @@ def _open_run(settings: Settings, topology: Topology, control: Control) -> RunDi
         batches.rank_batch,
         batches.accumulation,
     )
-    return run
 
 
-def _builders(agent: TrainableAgent) -> Builders:
+def _builders(agent: object) -> Builders:
     if not isinstance(agent, TrainableAgent):
         lacking = [
             name
@@ -229,5 +255,5 @@ def _finish(run: RunDirectory, results: dict[str, Any], skip_bad: bool) -> None:
             len(skipped),
             f", listed in {run.skipped_samples}" if skipped else "",
         )
-    run.results.write_text(json.dumps(results, indent=1) + "\n")
+    write_text(run.results, json.dumps(results, indent=1) + "\n")
     logger.info("finished: results in %s", run.results)

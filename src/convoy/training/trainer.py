@@ -1,13 +1,12 @@
 """Builds Lightning's Trainer from the configuration; torchrun's facts come from the topology, never
 from Lightning."""
 
-import difflib
-import inspect
 from datetime import timedelta
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins import CheckpointIO
 from lightning_fabric.plugins.environments import (
     ClusterEnvironment,
     LightningEnvironment,
@@ -21,9 +20,9 @@ from convoy.config import Settings
 from convoy.errors import ConvoyError
 from convoy.run.layout import RunDirectory
 from convoy.topology import Topology
-from convoy.training.checkpoint import AtomicCheckpointIO
 from convoy.training.speed.recipe import Recipe
 from convoy.training.speed.strategy import WholeStepStrategy
+from convoy.training.stopping import leave_signals_to_us
 
 
 def build_trainer(
@@ -31,19 +30,11 @@ def build_trainer(
     topology: Topology,
     run: RunDirectory,
     callbacks: list[pl.Callback],
+    checkpoints: CheckpointIO,
     recipe: Recipe,
 ) -> pl.Trainer:
-    """The Trainer for `trainer.params`. Raises ConvoyError for a parameter that Lightning does not
-    have."""
+    """The Trainer for `trainer.params`, which convoy.config has checked."""
     params: dict[str, Any] = OmegaConf.to_container(settings.config.trainer.params)  # type: ignore[assignment]
-    known = inspect.signature(pl.Trainer.__init__).parameters
-    for name in params:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3)
-            raise ConvoyError(
-                f"Lightning's Trainer has no parameter {name!r} (trainer.params). Nearest: "
-                f"{', '.join(near)}."
-            )
     params["strategy"] = _strategy(params["strategy"], settings, topology, recipe)
     # TensorBoard comes first: NAVSIM's callbacks draw their pictures into `trainer.logger`.
     loggers = [
@@ -55,15 +46,17 @@ def build_trainer(
     environment: ClusterEnvironment = (
         TorchElasticEnvironment() if topology.launcher == "torchrun" else LightningEnvironment()
     )
-    return pl.Trainer(
+    trainer = pl.Trainer(
         **params,
-        plugins=[environment, AtomicCheckpointIO()],
+        plugins=[environment, checkpoints],
         callbacks=callbacks,
         logger=loggers,
         use_distributed_sampler=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    leave_signals_to_us(trainer)
+    return trainer
 
 
 def require_accelerator(accelerator: str, topology: Topology) -> None:
@@ -90,19 +83,19 @@ def device(config: DictConfig, topology: Topology) -> torch.device:
     return torch.device("cuda", topology.local_rank)
 
 
-def _strategy(name: str, settings: Settings, topology: Topology, recipe: Recipe) -> Any:
+def _strategy(
+    asked: str | dict[str, Any], settings: Settings, topology: Topology, recipe: Recipe
+) -> Any:
     """`ddp` on one process is the plain model: the mathematics are the same, the copies are not
-    needed."""
-    if not name.startswith("ddp"):
-        return name
+    needed. `asked` is Lightning's name for it, or options of DistributedDataParallel."""
     if topology.world_size == 1:
         return "auto"
     timeout = timedelta(minutes=settings.config.distributed_timeout_minutes)
     if recipe["graph"]:
         return WholeStepStrategy(timeout=timeout)
-    return DDPStrategy(
-        find_unused_parameters=name == "ddp_find_unused_parameters_true",
-        gradient_as_bucket_view=recipe["ddp"],
-        static_graph=recipe["ddp"],
-        timeout=timeout,
-    )
+    options: dict[str, Any] = {
+        "find_unused_parameters": asked == "ddp_find_unused_parameters_true",
+        "gradient_as_bucket_view": recipe["ddp"],
+        "static_graph": recipe["ddp"],
+    }
+    return DDPStrategy(timeout=timeout, **(asked if isinstance(asked, dict) else options))

@@ -3,13 +3,14 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from convoy.config import CONF, SPEED_LEVELS
+from convoy.config import CONF
+from convoy.config.settings import SPEED_LEVELS, SPEED_SWITCHES
 from convoy.errors import ConvoyError
-from convoy.training.speed.recipe import SWITCHES, Recipe, choose
+from convoy.training.speed.recipe import Recipe, choose
 
 
 def config(speed: str = "max", accelerator: str = "gpu", **changes: Any) -> DictConfig:
-    loaded = OmegaConf.load(CONF / "train.yaml")
+    loaded = OmegaConf.load(CONF / "settings.yaml")
     assert isinstance(loaded, DictConfig)
     loaded.speed = speed
     loaded.trainer.params.accelerator = accelerator
@@ -25,15 +26,15 @@ def on(recipe: Recipe) -> set[str]:
 
 
 def test_the_configuration_names_every_switch():
-    assert set(config().speed_switches) == set(SWITCHES)
-    assert {level for level, _ in SWITCHES.values()} <= set(SPEED_LEVELS)
+    assert set(config().speed_switches) == set(SPEED_SWITCHES)
+    assert set(SPEED_SWITCHES.values()) <= set(SPEED_LEVELS)
 
 
 def test_each_level_has_what_the_one_below_has():
     plain, default, most = (on(choose(config(level), 8)) for level in SPEED_LEVELS)
     assert plain == set()
     assert most - default == {"compile", "graph"}
-    assert most == set(SWITCHES)
+    assert most == set(SPEED_SWITCHES)
 
 
 def test_on_the_host_nothing_is_on_and_the_record_says_why():
@@ -53,7 +54,8 @@ def test_one_switch_alone():
     [
         ({"trainer__params__precision": "16-mixed"}, "loss scaler"),
         ({"trainer__params__accumulate_grad_batches": 2}, "accumulates 2 batches"),
-        ({"trainer__params__strategy": "fsdp"}, "strategy=fsdp"),
+        ({"trainer__params__strategy": {"static_graph": True}}, "options of DDP"),
+        ({"trainer__params__sync_batchnorm": True}, "sync_batchnorm is on"),
         ({"trainer__params__strategy": "ddp_find_unused_parameters_true"}, "unused parameters"),
     ],
 )

@@ -16,9 +16,10 @@ from typing import Any, Protocol
 import torch
 
 from convoy.data import cache, pool
-from convoy.data.packing import Tensors
+from convoy.data.entries import require_name
 from convoy.data.prepare.plan import Unit
-from convoy.data.shards import Builder
+from convoy.data.shard import Builder
+from convoy.data.values import Values
 from convoy.errors import ConvoyError
 from convoy.navsim import tree
 from convoy.navsim.importing import make_importable, one_thread
@@ -26,7 +27,7 @@ from convoy.navsim.scenes import open_log
 
 LOGS_PER_LISTER = 8  # that a process must have to list for it to be worth starting
 
-Loaded = tuple[Tensors, dict[str, float]]  # a sample, and the seconds that its making took by kind
+Loaded = tuple[Values, dict[str, float]]  # a sample, and the seconds that its making took by kind
 
 
 class Input(Protocol):
@@ -91,8 +92,10 @@ class CacheInput:
         units: list[Unit] = []
         log_of: dict[str, str] = {}
         for log in cache.logs_in(self.root):
+            _require_name(log, "log", self.root)
             tokens = _folders(self.root / log)
             for token in tokens:
+                _require_name(token, "token", self.root / log)
                 if token in log_of:
                     raise ConvoyError(
                         f"The token {token} is in two logs of {self.root}, {log_of[token]} and "
@@ -200,6 +203,8 @@ class RawInput:
                 else ""
             )
             raise ConvoyError(f"navsim_log_path={self.logs} holds no <log>.pkl{which}.")
+        for log in logs:
+            _require_name(log, "log", self.logs)
         available = workers or len(os.sched_getaffinity(0))
         listers = max(1, min(available, len(logs) // LOGS_PER_LISTER))
         print(f"listing the scenes of {len(logs)} logs", file=sys.stderr, flush=True)
@@ -253,6 +258,13 @@ def tokens_of_log(source: RawInput, log: str) -> list[str] | None:
         ).tokens
     except Exception:  # NAVSIM unpickles it
         return None
+
+
+def _require_name(name: str, what: str, folder: Path) -> None:
+    try:
+        require_name(name, what)
+    except ValueError as error:
+        raise ConvoyError(f"{folder} holds a folder that is not a {what}'s: {error}.") from error
 
 
 def _parts(log: str, tokens: Sequence[str], most: int) -> list[Unit]:

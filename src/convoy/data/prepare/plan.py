@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from convoy.data.layout import Layout
-from convoy.data.shards import SHARDS, layout_from_json, layout_to_json, read_entry, shard_name
+from convoy.data.shard import shard_name
+from convoy.data.shards import SHARDS, layout_from_json, layout_to_json, read_entry
 from convoy.errors import ConvoyError
 
 PREPARATION = "preparation.json"

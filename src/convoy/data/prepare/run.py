@@ -15,22 +15,23 @@ from typing import Any
 from convoy import __version__
 from convoy.data import pool
 from convoy.data.layout import Layout
-from convoy.data.packing import NotPackable, Tensors, probe
+from convoy.data.packing import probe
 from convoy.data.prepare.inputs import Input, Loaded
 from convoy.data.prepare.plan import Preparation, Unit, missing_at_start, open_preparation, share
 from convoy.data.prepare.tasks import TaskBoard
+from convoy.data.shard import Shard
 from convoy.data.shard_writer import ShardWriter, WriteError
 from convoy.data.shards import (
     MANIFEST,
     SHARDS,
     Manifest,
-    Shard,
     entry_path,
     read_entry,
     require_one_schema,
     require_unique_tokens,
     write_manifest,
 )
+from convoy.data.values import NotPackable, Values
 from convoy.errors import ConvoyError
 from convoy.navsim import tree
 from convoy.topology import Task
@@ -126,9 +127,9 @@ def pack_unit(work: _Work, unit: Unit) -> Shard:
                 sample, spent = load()
                 loaded = time.perf_counter()
                 writer.add(token, sample)
-            except (WriteError, MemoryError):
+            except WriteError:
                 raise
-            except Exception as error:  # whatever an agent's builder may raise
+            except Exception as error:  # whatever an agent's builder may raise, MemoryError too
                 writer.fail(token, _reason(error))
                 _count(failed=1)
                 continue
@@ -192,7 +193,7 @@ def _begin(source: Input, options: Options) -> tuple[Sequence[Unit], Layout]:
     units = source.units(options.samples_per_shard, options.workers)
     failures: list[str] = []
 
-    def some() -> Iterator[Tensors]:
+    def some() -> Iterator[Values]:
         for unit in units[:: max(1, len(units) // PROBED)][:PROBED]:
             for token, load in islice(_samples(source, unit), 1):
                 try:

@@ -11,25 +11,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from convoy.config import SPEED_LEVELS as LEVELS
+from convoy.config.settings import SPEED_LEVELS as LEVELS
+from convoy.config.settings import SPEED_SWITCHES as SWITCHES
 from convoy.errors import ConvoyError
 
 logger = logging.getLogger("convoy")
-
-# Each switch: the lowest level that has it, and what it does. All are for GPUs.
-SWITCHES = {
-    "bf16": ("default", "bfloat16 where NAVSIM uses float16 with a loss scaler: other rounding"),
-    "channels_last": ("default", "pictures lie in memory as tensor cores read them"),
-    "tf32": ("default", "products that stay in float32 keep 10 bits of the mantissa: rounding"),
-    "cudnn_benchmark": ("default", "cuDNN tries its algorithms once for each shape"),
-    "fused_optimizer": ("default", "Adam, AdamW and SGD in a few kernels"),
-    "operators": ("default", "bilinear resizing and adaptive pooling without atomics"),
-    "matching": ("default", "the pairs of TransFuser's loss are found on the GPU"),
-    "prefetch": ("default", "the next batch is copied and decoded while this one is trained on"),
-    "ddp": ("default", "gradients are views of DDP's buckets, and its graph is static"),
-    "compile": ("max", "torch.compile of the agent's forward pass: dropout draws other numbers"),
-    "graph": ("max", "the whole step is one CUDA graph; gradients are averaged in it"),
-}
 
 
 @dataclass(frozen=True)
@@ -115,20 +101,25 @@ def choose(config: DictConfig, world_size: int) -> Recipe:
         recipe.turn_off("graph", reason)
     if params.get("deterministic"):
         recipe.turn_off("cudnn_benchmark", "trainer.params.deterministic is on")
+    if params.get("benchmark") is not None:
+        recipe.turn_off("cudnn_benchmark", f"trainer.params.benchmark={params.benchmark}")
     return recipe
 
 
 def _has(level: str, name: str) -> bool:
-    return LEVELS.index(level) >= LEVELS.index(SWITCHES[name][0])
+    return LEVELS.index(level) >= LEVELS.index(SWITCHES[name])
 
 
 def _against_graph(config: DictConfig) -> Iterator[str]:
     params = config.trainer.params
-    if str(params.precision).startswith("16-"):
+    if str(params.precision) in ("16", "16-mixed"):
         yield f"the loss scaler of precision={params.precision} waits for the GPU in each step"
-    if not str(params.strategy).startswith("ddp"):
-        yield f"strategy={params.strategy} takes its own steps"
-    elif "find_unused" in str(params.strategy):
+    if "find_unused_parameters_true" in str(params.strategy):
         yield f"strategy={params.strategy} looks for unused parameters in each step"
+    if not isinstance(params.strategy, str):
+        yield "trainer.params.strategy has options of DDP, which averages outside of a graph"
     if params.accumulate_grad_batches != 1:
         yield f"a step accumulates {params.accumulate_grad_batches} batches"
+    for name in ("sync_batchnorm", "detect_anomaly"):
+        if params.get(name):
+            yield f"trainer.params.{name} is on"

@@ -1,33 +1,43 @@
 """The configuration: composed by Hydra, checked before anything expensive starts. Imports no
 torch."""
 
-import difflib
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf, open_dict
 
+from convoy.config import arguments
+from convoy.config.composition import (
+    CONF,
+    DEFAULT_AGENT,
+    agent_folders,
+    agents_found,
+    chosen_agent,
+    compose,
+    flat_keys,
+)
+from convoy.config.navsim_defaults import NO_EFFECT
+from convoy.config.settings import check_values
 from convoy.errors import ConvoyError
 from convoy.global_batch import BatchPlan, plan_batches
 from convoy.topology import Topology
 
-CONF = Path(__file__).parent / "conf"
-
-SPEED_LEVELS = ("plain", "default", "max")  # of `speed`, each with all that those before it have
-
-# Groups that NAVSIM reads when it builds a cache; its training from a cache ignores them, and
-# composing navtrain's list of tokens takes 14 s. So their names are kept, for the record, and the
-# files are not read.
-NOT_COMPOSED = ("train_test_split", "worker")
+__all__ = [
+    "CONF",
+    "DEFAULT_AGENT",
+    "Settings",
+    "agent_folders",
+    "agents_found",
+    "check",
+    "chosen_agent",
+    "compose",
+    "differences",
+    "flat_keys",
+    "load",
+]
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,7 @@ class Settings:
 
     config: DictConfig
     batches: BatchPlan
+    notes: tuple[str, ...] = ()  # what a person should know of the arguments, a sentence each
 
 
 def load(overrides: Sequence[str], topology: Topology, navsim_groups: Path | None) -> Settings:
@@ -48,41 +59,20 @@ def load(overrides: Sequence[str], topology: Topology, navsim_groups: Path | Non
     Raises ConvoyError for each user mistake, naming what is valid.
     """
     config = compose(overrides, navsim_groups)
-    return Settings(config, check(config, topology))
-
-
-def compose(overrides: Sequence[str], navsim_groups: Path | None) -> DictConfig:
-    """Compose the training configuration; agents come from Convoy's own folder and from
-    `navsim_groups`."""
-    named = {
-        key: value for key, _, value in (o.partition("=") for o in overrides) if key in NOT_COMPOSED
-    }
-    composed = [
-        override for override in overrides if override.partition("=")[0] not in NOT_COMPOSED
-    ]
-    search_path = [f"hydra.searchpath=[file://{navsim_groups}]"] if navsim_groups else []
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(CONF), version_base=None):
-            config = hydra_compose("train", [*search_path, *composed])
-        config.merge_with(named)
-        OmegaConf.resolve(config)
-    except MissingConfigException as error:
-        raise _missing_group_option(error, navsim_groups) from error
-    except HydraException as error:
-        raise _bad_override(error, overrides, navsim_groups) from error
-    except OmegaConfBaseException as error:
-        raise ConvoyError(
-            f"The configuration cannot be resolved: {str(error).splitlines()[0]}"
-        ) from error
-    return config
+    asked = arguments.read(overrides)
+    batches = check(config, topology)
+    return Settings(config, batches, (*_shared_logs(config, asked), *_without_effect(asked)))
 
 
 def check(config: DictConfig, topology: Topology) -> BatchPlan:
     """Check `config` against the launch; write the derived `trainer.params` and `global_batch` into
     it."""
+    with open_dict(config):
+        _restore_defaults(config.trainer.params)
+        check_values(config)
     _check_cache_only(config)
     _check_cache_directory(config)
+    _check_agent(config)
     _check_split(config)
     _check_node_count(config, topology)
     _choose_precision(config)
@@ -97,27 +87,6 @@ def check(config: DictConfig, topology: Topology) -> BatchPlan:
     params.accumulate_grad_batches = batches.accumulation
     config.global_batch = batches.global_batch
     return batches
-
-
-def agents_found(navsim_groups: Path | None) -> dict[str, Path]:
-    """Agent names (`agent=<name>`) and the folders that they were found in."""
-    return {
-        path.stem: folder
-        for folder in agent_folders(navsim_groups)
-        for path in sorted(folder.glob("*.yaml"))
-    }
-
-
-def agent_folders(navsim_groups: Path | None) -> list[Path]:
-    return [CONF / "agent", *([navsim_groups / "agent"] if navsim_groups else [])]
-
-
-def flat_keys(config: DictConfig) -> Iterator[str]:
-    """Every dotted key of `config`, leaves and nodes."""
-    for key in config:
-        yield str(key)
-        if not OmegaConf.is_missing(config, key) and isinstance(config[key], DictConfig):
-            yield from (f"{key}.{below}" for below in flat_keys(config[key]))
 
 
 def differences(old: DictConfig, new: DictConfig) -> dict[str, tuple[Any, Any]]:
@@ -140,43 +109,46 @@ def _leaves(config: DictConfig) -> dict[str, Any]:
     }
 
 
-def _missing_group_option(error: MissingConfigException, navsim_groups: Path | None) -> ConvoyError:
-    wanted = error.missing_cfg_file or ""
-    group, _, name = wanted.rpartition("/")
-    if group != "agent":
-        return ConvoyError(
-            f"There is no {wanted!r} among Convoy's configuration files or NAVSIM's: {error}"
+def _without_effect(asked: arguments.Arguments) -> tuple[str, ...]:
+    """One sentence that names the arguments which no training changes by."""
+    typed = sorted({name.split(".")[0] for name in asked.keys} & set(NO_EFFECT))
+    named = [*sorted(asked.groups), *typed]
+    if not named:
+        return ()
+    return (f"NAVSIM reads these for its cache or its scores, not in a training: "
+            f"{', '.join(named)}.",)  # fmt: skip
+
+
+def _restore_defaults(params: DictConfig) -> None:
+    """What a command line took away (`~trainer.params.strategy`) and Convoy needs: the default."""
+    for name, value in (
+        ("strategy", "ddp"),
+        ("num_nodes", None),
+        ("devices", None),
+        ("accumulate_grad_batches", None),
+        ("accelerator", "gpu"),
+        ("precision", "32-true"),
+        ("log_every_n_steps", 10),
+        ("default_root_dir", None),
+    ):
+        if name not in params:
+            params[name] = value
+    if params.devices in (-1, "-1", "auto"):
+        params.devices = None  # all of the launch
+
+
+def _check_agent(config: DictConfig) -> None:
+    if "agent" not in config:
+        raise ConvoyError(
+            f"No agent is named, and NAVSIM's default, {DEFAULT_AGENT}, needs a NAVSIM tree: "
+            "agent=<name>. Convoy's own is agent=bev_fusion_agent; for NAVSIM's, make navsim or "
+            "set NAVSIM_DEVKIT_ROOT."
         )
-    looked = ", ".join(str(folder) for folder in agent_folders(navsim_groups))
-    found = ", ".join(sorted(agents_found(navsim_groups)))
-    hint = (
-        "" if navsim_groups else " No NAVSIM tree is here: make navsim, or set NAVSIM_DEVKIT_ROOT."
-    )
-    return ConvoyError(f"Unknown agent {name!r}. Found: {found}. Looked in: {looked}.{hint}")
-
-
-def _bad_override(
-    error: HydraException, overrides: Sequence[str], navsim_groups: Path | None
-) -> ConvoyError:
-    """Hydra's message, with the nearest existing names for a key that does not exist."""
-    text = str(error)
-    unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text)
-    if unknown is None:
-        return ConvoyError(f"An override cannot be read: {text.splitlines()[0]}")
-    key = (unknown.group(1) or unknown.group(2)).lstrip("+~")
-    for override in overrides:
-        name = override.partition("=")[0].lstrip("+~")
-        if name.endswith(key):
-            key = name
-    agent = [override for override in overrides if override.partition("=")[0] == "agent"]
-    known = list(flat_keys(compose(agent, navsim_groups)))
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-    leaf = key.rpartition(".")[2]
-    near += [name for name in known if name.rpartition(".")[2] == leaf and name not in near]
-    nearest = f" Nearest: {', '.join(near[:4])}." if near else ""
-    return ConvoyError(
-        f"There is no setting {key!r}.{nearest} To add a new one on purpose, write +{key}=…."
-    )
+    if OmegaConf.select(config, "agent._target_") is None:
+        raise ConvoyError("agent has no _target_: its YAML must name the agent's class.")
+    weights = OmegaConf.select(config, "agent.checkpoint_path")
+    if weights is not None and not Path(str(weights)).is_file():
+        raise ConvoyError(f"agent.checkpoint_path={weights} is not a file on this machine.")
 
 
 def _check_cache_only(config: DictConfig) -> None:
@@ -189,7 +161,7 @@ def _check_cache_only(config: DictConfig) -> None:
 
 
 def _check_cache_directory(config: DictConfig) -> None:
-    if OmegaConf.is_missing(config, "cache_path") or not config.cache_path:
+    if not config.cache_path:
         raise ConvoyError(
             "cache_path is not set: give a folder of packed shards or a NAVSIM feature cache, "
             "cache_path=/path. `convoy synth DIR --samples 64 --logs 8` makes one to try."
@@ -220,13 +192,21 @@ def _check_split(config: DictConfig) -> None:
             raise ConvoyError(
                 f"{name} is an empty list: name at least one log of {config.cache_path}."
             )
-    both = sorted(set(train or ()) & set(val or ()))
-    if both:
+
+
+def _shared_logs(config: DictConfig, asked: arguments.Arguments) -> tuple[str, ...]:
+    """Logs of both splits are a mistake, unless a named configuration was published with them."""
+    both = sorted(set(config.train_logs or ()) & set(config.val_logs or ()))
+    if not both:
+        return ()
+    if asked.config_name is None or {"train_logs", "val_logs"} & asked.keys:
         raise ConvoyError(
             f"train_logs and val_logs share {len(both)} logs "
             f"({', '.join(both[:3])}{' …' if len(both) > 3 else ''}): a log belongs to one of "
             "them, or the validation measures what was trained on."
         )
+    return (f"{asked.config_name} names {len(both)} logs that are trained on and validated on: "
+            "its validation does not measure what is new.",)  # fmt: skip
 
 
 def _check_node_count(config: DictConfig, topology: Topology) -> None:
@@ -244,10 +224,6 @@ def _check_node_count(config: DictConfig, topology: Topology) -> None:
 
 
 def _choose_precision(config: DictConfig) -> None:
-    if config.speed not in SPEED_LEVELS:
-        raise ConvoyError(
-            f"speed={config.speed} is not known. Choose one of {', '.join(SPEED_LEVELS)}."
-        )
     params = config.trainer.params
     if params.precision is None:
         asked = config.speed_switches.bf16

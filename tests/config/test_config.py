@@ -48,21 +48,6 @@ def test_navsims_documented_command_line_ports(cache, foreign_tree):
     assert settings.config.train_test_split == "navtrain"
 
 
-def test_every_key_of_navsims_training_is_known(navsim_tree):
-    """Convoy has each key of NAVSIM's `dataloader` and `trainer` nodes, with its default where it
-    is not derived."""
-    theirs = OmegaConf.load(
-        navsim_tree / "navsim/planning/script/config/training/default_training.yaml"
-    )
-    ours = OmegaConf.load(config.CONF / "train.yaml")
-    derived = {"num_nodes", "accumulate_grad_batches", "default_root_dir", "precision"}
-    for node in ("dataloader", "trainer"):
-        for key, value in OmegaConf.to_container(theirs[node].params, resolve=False).items():
-            assert key in ours[node].params, key
-            if key not in derived:
-                assert ours[node].params[key] == value, key
-
-
 def test_all_navsim_agents_are_found(navsim_tree):
     assert {"transfuser_agent", "ego_status_mlp_agent", "bev_fusion_agent"} <= config.agents_found(
         tree.config_directory()
@@ -102,7 +87,7 @@ def test_overrides_with_shell_characters_survive(cache):
             ["trainer.params.accelerator=cpu", "trainer.params.precision=16-mixed"],
             "precision=16-mixed needs a GPU",
         ),
-        (["speed=fast"], "speed=fast is not known. Choose one of plain, default, max"),
+        (["speed=fast"], "speed=.*plain, default, max"),
         (["experiment_name=${nowhere}"], "cannot be resolved"),
     ],
 )

@@ -1,0 +1,71 @@
+"""`convoy stop`: a job writes a checkpoint, then ends, and is not requeued."""
+
+import argparse
+import time
+
+from convoy.commands.console import console
+from convoy.errors import ConvoyError, ExitCode
+from convoy.host import cluster, locate, site
+from convoy.host.locate import Found
+
+PATIENCE = 300.0  # seconds: --signal in the job files gives a run as long
+EVERY = 2.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", help="job id or run directory")
+    parser.add_argument(
+        "--now",
+        action="store_true",
+        help="end it at once; what came after the last checkpoint is lost",
+    )
+    parser.add_argument("--no-wait", action="store_true", help="ask, and do not wait for its end")
+
+
+def run(args: argparse.Namespace) -> int:
+    experiments = site.load(site.find_checkout()).experiments
+    found = locate.find(args.job, experiments)
+    if found.id is None:
+        raise ConvoyError(f"{args.job} is not a run of a SLURM job: end its process with Ctrl-C.")
+    if found.slurm:
+        raise ConvoyError(f"SLURM does not answer, so nothing was stopped: {found.slurm}")
+    if found.job is None:
+        raise ConvoyError(f"Job {found.id} is not in the queue: there is nothing to stop.")
+    out = console()
+    if args.now or found.job.state == "PENDING":
+        cluster.cancel(found.id)
+        out.print(f"Job {found.id} is cancelled.", highlight=False)
+        return ExitCode.FINISHED
+    cluster.ask_to_stop(found.id)
+    out.print(f"Job {found.id} was asked to write a checkpoint and end.", highlight=False)
+    if not args.no_wait:
+        _wait(found)
+        where = f" Its run: {found.root}" if found.root else ""
+        out.print(
+            f"Job {found.id} has ended; the same command goes on from its checkpoint.{where}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return ExitCode.FINISHED
+
+
+def _wait(found: Found) -> None:
+    """Until the job is out of the queue; one that comes back to it is cancelled there."""
+    assert found.id is not None
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        time.sleep(EVERY)
+        queue, problem = locate.own_jobs()
+        if problem:
+            continue  # a controller that is busy for a moment
+        job = next((job for job in queue if job.id == found.id), None)
+        if job is None:
+            return
+        if job.state == "PENDING":  # requeued before SLURM took note
+            cluster.cancel(found.id)
+            return
+    raise ConvoyError(
+        f"Job {found.id} still runs after {PATIENCE:.0f} s. convoy logs {found.id} shows what it "
+        "does; "
+        f"convoy stop --now {found.id} ends it at once."
+    )

@@ -1,0 +1,194 @@
+"""`convoy watch`: one job, live: why it waits, where it is, how its nodes fare, what to change."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from convoy.commands.console import console
+from convoy.errors import ExitCode
+from convoy.host import locate, site
+from convoy.host.view import View, view
+from convoy.run.timeline import span
+
+if TYPE_CHECKING:  # rich takes a tenth of a second, which --help does not need
+    from rich.console import RenderableType
+
+EVERY = 2.0  # seconds between looks at the run's files
+SLURM_EVERY = 15.0  # and at the queue: a controller serves many
+EVENTS = 5
+COLOURS = {"RUNNING": "green", "FINISHED": "green", "PENDING": "yellow", "UNKNOWN": "yellow"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "job", nargs="?", help="job id or run directory (default: your newest job or run)"
+    )
+    parser.add_argument(
+        "--once", action="store_true", help="show it once and end (also where there is no terminal)"
+    )
+    parser.add_argument("--json", action="store_true", help="once, as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    experiments = site.load(site.find_checkout()).experiments
+    found = locate.find(args.job, experiments)
+    if args.json:
+        print(json.dumps(_as_json(view(found)), indent=1, default=str))
+        return ExitCode.FINISHED
+    if args.once or not sys.stdout.isatty():
+        console().print(render(view(found)))
+        return ExitCode.FINISHED
+    from rich.live import Live
+
+    target = args.job or found.id or str(found.root)
+    asked = time.monotonic()
+    try:
+        with Live(
+            render(view(found)), console=console(), auto_refresh=False, vertical_overflow="visible"
+        ) as live:
+            while (shown := view(found)).state not in {"FINISHED", "ENDED"}:
+                live.update(render(shown), refresh=True)
+                time.sleep(EVERY)
+                if time.monotonic() - asked > SLURM_EVERY:
+                    found, asked = locate.find(target, experiments), time.monotonic()
+            live.update(render(shown), refresh=True)
+    except KeyboardInterrupt:
+        pass
+    return ExitCode.FINISHED
+
+
+def render(shown: View) -> "RenderableType":
+    """The screen, for any width."""
+    from rich.console import Group
+    from rich.text import Text
+
+    colour = COLOURS.get(shown.state, "red")
+    parts: list[RenderableType] = [
+        Text(shown.title, style="bold"),
+        Text.assemble((shown.state, f"bold {colour}"), "  ", shown.standing),
+    ]
+    if shown.slurm:
+        parts.append(Text(f"Only the run's files are shown: {shown.slurm}", style="yellow"))
+    parts += _progress(shown)
+    parts += _nodes(shown)
+    if shown.run and shown.run.events:
+        parts += [Text(""), *map(Text, _events(shown.run.events[-EVENTS:]))]
+    if shown.tail:
+        parts += [
+            Text(""),
+            Text("\n".join(shown.tail), style="red", overflow="ellipsis", no_wrap=True),
+        ]
+    if shown.hints:
+        parts += [Text(""), *(Text(f"* {hint}", style="yellow") for hint in shown.hints)]
+    return Group(*parts)
+
+
+def _progress(shown: View) -> "Iterator[RenderableType]":
+    from rich.padding import Padding
+    from rich.progress_bar import ProgressBar
+    from rich.text import Text
+
+    facts = shown.progress
+    step, steps = facts.get("step"), facts.get("steps")
+    if not isinstance(step, int) or not steps:
+        return
+    yield Text("")
+    yield Padding(ProgressBar(total=steps, completed=step), (0, 0))
+    words = [f"step {step:,} of {steps:,} ({step / steps:.0%})"]
+    if "epoch" in facts:
+        words.append(f"epoch {facts['epoch']}")
+    for name, form in (
+        ("loss", "loss {:.4g}"),
+        ("samples_per_s", "{:.1f} samples/s"),
+        ("data_wait", "waits for data {:.0%}"),
+    ):
+        if isinstance(facts.get(name), int | float):
+            words.append(form.format(facts[name]))
+    ade = shown.run.metrics.get("val/ade") if shown.run else None
+    if ade:
+        words.append(f"ADE {ade[-1].value:.3f} m")
+    yield Text("  ".join(words))
+    if shown.state == "FINISHED":
+        return
+    words = []
+    if isinstance(facts.get("seconds_left"), int | float):
+        words.append(f"ends in about {span(facts['seconds_left'])}")
+    if shown.left is not None:
+        words.append(f"the time limit in {span(shown.left)}")
+    if words:
+        yield Text("; ".join(words))
+
+
+def _nodes(shown: View) -> "Iterator[RenderableType]":
+    from rich import box
+    from rich.table import Table
+
+    if shown.run is None or not shown.run.vitals:
+        return
+    table = Table(
+        "node",
+        "GPUs busy, %",
+        "GPU memory, GiB",
+        "host memory, GiB",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for host, samples in shown.run.vitals.items():
+        last = samples[-1]
+        gpus = last.get("gpus") or []
+        full = max((gpu.get("memory", 0) for gpu in gpus), default=0)
+        total = max((gpu.get("memory_total", 0) for gpu in gpus), default=0)
+        table.add_row(
+            host,
+            " ".join(str(gpu.get("busy", "?")) for gpu in gpus) or "-",
+            f"{full / 1024:.0f} of {total / 1024:.0f}" if total else "-",
+            f"{last.get('memory', 0) / 2**30:.0f} of {last.get('memory_limit', 0) / 2**30:.0f}",
+        )
+    yield table
+
+
+def _events(events: Any) -> Iterator[str]:
+    for event in events:
+        moment = event.get("time")
+        clock = (
+            f"{datetime.fromtimestamp(moment):%d %b %H:%M:%S}"
+            if isinstance(moment, int | float)
+            else str(moment or "")
+        )
+        rest = {
+            name: value
+            for name, value in event.items()
+            if name not in {"time", "kind"} and value not in (None, "", [])
+        }
+        kind = str(event.get("kind", "")).replace("_", " ")
+        words = ", ".join(
+            str(value) if name == kind else f"{name.replace('_', ' ')} {value}"
+            for name, value in rest.items()
+        )
+        yield f"{clock}  {kind}{': ' if words else ''}{words}"
+
+
+def _as_json(shown: View) -> dict[str, Any]:
+    run = shown.run
+    return {
+        "title": shown.title,
+        "state": shown.state,
+        "standing": shown.standing,
+        "run_dir": run.root if run else None,
+        "progress": shown.progress,
+        "time_limit_left_s": shown.left,
+        "nodes": {host: samples[-1] for host, samples in run.vitals.items()} if run else {},
+        "events": list(run.events[-EVENTS:]) if run else [],
+        "results": run.results if run else {},
+        "hints": list(shown.hints),
+        "failing_rank": list(shown.tail),
+        "slurm": shown.slurm or None,
+    } | (
+        {"ranks": {rank: dict(pace) for rank, pace in run.paces.items()}}
+        if run and run.paces
+        else {}
+    )

@@ -1,0 +1,62 @@
+"""Requests to end a run early: a signal to a process of it, or a file in its directory.
+
+A signal is only remembered. The file crosses nodes where no signal does: `ask` leaves it, rank 0
+looks for it every few seconds, and the next start removes it. Either way the ranks save a
+checkpoint and end with exit code 75 (`convoy.training.stopping`). Standard library only.
+"""
+
+import json
+import os
+import signal
+import time
+from types import FrameType
+
+from convoy.run.atomic import write_text
+from convoy.run.layout import RunDirectory
+
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+
+
+class StopRequest:
+    """Whether somebody asked this process to stop; `number` is the first signal's, 0 for none."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._process = os.getpid()
+
+    def install(self) -> "StopRequest":
+        """Take over SIGUSR1, SIGTERM and SIGINT in this process (from its main thread).
+
+        A process forked from it, a data loader's worker, dies of them as any process does.
+        """
+        for number in SIGNALS:
+            signal.signal(number, self._remember)
+        return self
+
+    def ask(self, number: int) -> None:
+        """Ask from another thread: `number` is that of the signal it stands for."""
+        self.number = self.number or number
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        self.ask(number)
+
+
+def ask(run: RunDirectory, number: int = signal.SIGUSR1) -> None:
+    """Ask the run's ranks to save and stop. Raises OSError where the directory is not writable."""
+    write_text(run.stop_request, json.dumps({"signal": int(number), "time": time.time()}) + "\n")
+
+
+def read(run: RunDirectory) -> int:
+    """The signal's number, 0 where nobody asked."""
+    try:
+        return int(json.loads(run.stop_request.read_text())["signal"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def clear(run: RunDirectory) -> None:
+    run.stop_request.unlink(missing_ok=True)

@@ -1,0 +1,229 @@
+"""What happened in a run, read from the files that it left. Standard library only.
+
+A file that is missing, or cut by a kill in the middle of a line, is never an error: a run that is
+starting, failed early or was made by an older Convoy has a story too.
+"""
+
+import csv
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from convoy.run.layout import RunDirectory
+
+_KEY = re.compile(r"( *)((?:- )*)([^\s:#][^:]*):(?: (.*))?$")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value at an optimiser step of the start number `start` (0 is the first)."""
+
+    step: int
+    value: float
+    start: int
+
+
+@dataclass(frozen=True)
+class Story:
+    """The files of one run as plain data; empty where there is no file."""
+
+    root: Path
+    progress: Mapping[str, Any] = field(default_factory=dict)
+    launches: tuple[Mapping[str, Any], ...] = ()
+    events: tuple[Mapping[str, Any], ...] = ()
+    results: Mapping[str, Any] = field(default_factory=dict)
+    prediction: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, tuple[Point, ...]] = field(default_factory=dict)
+    vitals: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)  # by host
+    paces: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)  # by rank, the newest
+
+    @property
+    def run(self) -> RunDirectory:
+        return RunDirectory(self.root)
+
+    @property
+    def name(self) -> str:
+        """Experiment and run, as their folders are called."""
+        return f"{self.root.parent.name}/{self.root.name}"
+
+    @property
+    def is_finished(self) -> bool:
+        return bool(self.results)
+
+    @property
+    def data_wait(self) -> float | None:
+        """Share of the time that ranks wait for data, of the last report; None if not measured."""
+        value = self.progress.get("data_wait")
+        return float(value) if isinstance(value, int | float) else None
+
+    @property
+    def gpu(self) -> str | None:
+        """The name of its GPUs, as the driver gives it or as the plan asked for it."""
+        for samples in self.vitals.values():
+            for gpu in samples[-1].get("gpus") or ():
+                if gpu.get("name"):
+                    return str(gpu["name"])
+        return self.prediction.get("gpu")
+
+    @property
+    def world_size(self) -> int | None:
+        """Ranks of the last start."""
+        last = self.launches[-1] if self.launches else {}
+        nodes, each = last.get("nodes"), last.get("processes_per_node")
+        if isinstance(nodes, list) and isinstance(each, int):
+            return max(1, len(nodes)) * each
+        return self.results.get("world_size")
+
+    def override(self, key: str) -> str | None:
+        """The last start's value of `key` on the command line."""
+        for launch in reversed(self.launches):
+            for word in reversed(launch.get("overrides") or ()):
+                name, sign, value = str(word).partition("=")
+                if sign and name.lstrip("+~") == key:
+                    return value
+        return None
+
+    @property
+    def agent(self) -> str:
+        """`agent=…` of the command line, else the class that the configuration names."""
+        target = self.config.get("agent._target_", "").rpartition(".")[2]
+        return self.override("agent") or target or "unknown"
+
+
+def read(root: Path) -> Story:
+    """The story of the run directory `root`."""
+    run = RunDirectory(root)
+    return Story(
+        root,
+        read_json(run.progress),
+        tuple(read_lines(run.launches)),
+        tuple(read_lines(run.events)),
+        read_json(run.results),
+        read_json(run.prediction),
+        read_config(run.config),
+        read_metrics(run.metrics),
+        {
+            path.stem: samples
+            for path in sorted(run.vitals.glob("*.jsonl"))
+            if (samples := tuple(read_lines(path)))
+        },
+        {
+            int(path.stem.rpartition("-")[2]): read_json(path)
+            for path in sorted(run.paces.glob("rank-*.json"))
+        },
+    )
+
+
+def find(experiments: Path) -> list[Path]:
+    """Run directories below `experiments`, the newest first: <experiment>/<job or time>."""
+    found = {
+        path.parent
+        for name in ("config.yaml", "launches.jsonl")
+        for path in experiments.glob(f"*/*/{name}")
+    }
+    return sorted(found, key=lambda root: -root.stat().st_mtime)
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    """An object, or nothing where the file is missing or damaged."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_lines(path: Path) -> Iterator[Mapping[str, Any]]:
+    """Objects of a .jsonl file; a line that was cut is left out."""
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        try:
+            content = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(content, dict):
+            yield content
+
+
+def read_config(path: Path) -> dict[str, str]:
+    """The leaves of a saved configuration as dotted key -> text, of the YAML that OmegaConf
+    writes."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return {}
+    found: dict[str, str] = {}
+    parents: list[tuple[int, str]] = []
+    last = ""
+    for line in lines:
+        match = _KEY.match(line)
+        bare = line.strip()
+        if match is None or match.group(2):
+            if last and bare:  # an item of a list, or the rest of a long text
+                joined = (
+                    f"{found.get(last, '')}, {bare[2:]}"
+                    if bare.startswith("- ")
+                    else f"{found[last]} {bare}"
+                )
+                found[last] = joined.removeprefix(", ")
+            continue
+        indent, key, value = len(match.group(1)), match.group(3), match.group(4)
+        while parents and parents[-1][0] >= indent:
+            parents.pop()
+        last = ".".join([*(name for _, name in parents), key])
+        if value is None:
+            parents.append((indent, key))
+            found.setdefault(last, "")
+        else:
+            found[last] = value.strip("'\"")
+    return {key: value for key, value in found.items() if value or not _has_children(key, found)}
+
+
+def _has_children(key: str, found: Mapping[str, str]) -> bool:
+    return any(other.startswith(f"{key}.") for other in found)
+
+
+def read_metrics(folder: Path) -> dict[str, tuple[Point, ...]]:
+    """Every column of Lightning's CSV files, one file per start, in the order of the steps.
+
+    Where a start repeats steps of an earlier one (it went on from an older checkpoint), both stay.
+    """
+    found: dict[str, list[Point]] = {}
+    files = sorted(folder.glob("version_*/metrics.csv"), key=lambda path: _number(path.parent.name))
+    for start, path in enumerate(files):
+        try:
+            with path.open(newline="") as file:
+                for row in csv.DictReader(file):
+                    _add(found, row, start)
+        except (OSError, csv.Error):
+            continue
+    return {name: tuple(points) for name, points in found.items()}
+
+
+def _number(name: str) -> int:
+    digits = name.rpartition("_")[2]
+    return int(digits) if digits.isdigit() else 0
+
+
+def _add(found: dict[str, list[Point]], row: Mapping[str, Any], start: int) -> None:
+    try:
+        step = int(row["step"])
+    except (KeyError, TypeError, ValueError):
+        return
+    for name, text in row.items():
+        if name in {"step", None} or not isinstance(text, str) or not text:
+            continue
+        try:
+            value = float(text)
+        except ValueError:
+            continue
+        if math.isfinite(value):
+            found.setdefault(name, []).append(Point(step, value, start))

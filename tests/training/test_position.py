@@ -1,0 +1,140 @@
+"""A run that was interrupted anywhere ends as one that was not, bit by bit."""
+
+import json
+
+import pytest
+import torch
+
+from convoy.training.position import rescale
+from convoy.training.stopping import StoppedEarly
+
+
+def end_of(run_dir):
+    """All that a run's last checkpoint holds, less what counts batches for the metrics' files."""
+    state = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
+    del state["convoy"]["metrics"]
+    state["loops"]["fit_loop"].pop("epoch_loop.val_loop.batch_progress")
+    return state
+
+
+def assert_same(one, other, where=""):
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            assert_same(*pair, f"{where}.{index}")
+    else:
+        assert one == other, where
+
+
+def steps_of(diary):
+    """What each batch held; what was trained again after a stop has to be the same."""
+    found = {}
+    for line in diary.read_text().splitlines():
+        *batch, samples = line.split(" ", 3)
+        assert found.setdefault(tuple(batch), samples) == samples
+    return found
+
+
+ACCUMULATED = "dataloader.params.batch_size=2"  # four batches a step
+RARELY_VALIDATED = ("trainer.params.check_val_every_n_epoch=3", "agent.plateau=false")
+
+
+@pytest.mark.parametrize(
+    ("interrupt", "overrides"),
+    [
+        ("train 1 1", ()),
+        ("train 0 0", ()),
+        ("train 1 5", (ACCUMULATED,)),
+        ("train 1 2", ()),
+        ("validate 1 0", ()),
+        ("validate 1 0", (ACCUMULATED, "trainer.params.val_check_interval=4")),
+        ("train 1 2", RARELY_VALIDATED),
+    ],
+    ids=[
+        "in an epoch",
+        "in the first step",
+        "in an accumulation",
+        "in the last step of an epoch",
+        "in a validation",
+        "in a validation in an epoch",
+        "in the last step of an epoch without validation",
+    ],
+)
+def test_interrupted_equals_uninterrupted(train_here, tmp_path, monkeypatch, interrupt, overrides):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    monkeypatch.setenv("DIARY", str(tmp_path / "whole.txt"))
+    train_here(whole, *overrides)
+    monkeypatch.setenv("DIARY", str(tmp_path / "parts.txt"))
+    with pytest.raises(StoppedEarly, match="Stopped by SIGUSR1 after step"):
+        train_here(parts, *overrides, interrupt=interrupt)
+    train_here(parts, *overrides)
+    assert_same(end_of(parts), end_of(whole))
+    assert steps_of(tmp_path / "parts.txt") == steps_of(tmp_path / "whole.txt")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [(), ("trainer.params.check_val_every_n_epoch=2", "agent.plateau=false")],
+    ids=["validated", "not validated"],
+)
+def test_more_epochs_go_on_from_a_finished_run(train_here, tmp_path, monkeypatch, overrides):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    monkeypatch.setenv("DIARY", str(tmp_path / "whole.txt"))
+    train_here(whole, *overrides)
+    monkeypatch.setenv("DIARY", str(tmp_path / "parts.txt"))
+    train_here(parts, *overrides, "trainer.params.max_epochs=1")
+    train_here(parts, *overrides)
+    assert_same(end_of(parts), end_of(whole))
+    assert steps_of(tmp_path / "parts.txt") == steps_of(tmp_path / "whole.txt")
+
+
+def test_a_finished_run_stays_as_it_is(train_here, tmp_path):
+    train_here(tmp_path / "run", "trainer.params.max_epochs=1")
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["ade"] > 0 and results["samples_per_s"] > 0
+    train_here(tmp_path / "run", "trainer.params.max_epochs=1")
+    assert json.loads((tmp_path / "run/results.json").read_text()) == results
+
+
+@pytest.mark.parametrize("wrong", [False, True], ids=["as saved", "saved wrong"])
+def test_another_accumulation_takes_the_same_samples_a_step(
+    train_here, tmp_path, monkeypatch, wrong
+):
+    """Stopped with four batches a step, gone on with one. A wrong saved accumulation is noticed."""
+
+    def samples_of_steps(name):
+        steps = {}
+        for line in (tmp_path / name).read_text().splitlines():
+            step, _, _, samples = line.split(" ", 3)
+            steps.setdefault(step, set()).update(json.loads(samples))
+        return steps
+
+    monkeypatch.setenv("DIARY", str(tmp_path / "whole.txt"))
+    train_here(tmp_path / "whole")
+    monkeypatch.setenv("DIARY", str(tmp_path / "parts.txt"))
+    with pytest.raises(StoppedEarly):
+        train_here(tmp_path / "parts", ACCUMULATED, interrupt="train 1 3")
+    if wrong:
+        path = (tmp_path / "parts/checkpoints/last.ckpt").resolve()
+        state = torch.load(path, weights_only=True)
+        state["convoy"]["accumulation"] = 2
+        torch.save(state, path)
+    train_here(tmp_path / "parts")
+    same = samples_of_steps("parts.txt") == samples_of_steps("whole.txt")
+    assert same != wrong
+
+
+def test_counters_are_rescaled_in_whole_steps():
+    counts = {"ready": 8, "started": 8, "processed": 8, "completed": 7}
+    progress = {"current": dict(counts), "total": {name: 4 * n for name, n in counts.items()}}
+    rescale(progress, 4, 1)
+    assert progress["current"] == {"ready": 2, "started": 2, "processed": 2, "completed": 1}
+    assert progress["total"]["ready"] == 8
+    with pytest.raises(ValueError, match="not a whole number of steps"):
+        rescale(progress, 4, 1)
