@@ -5,7 +5,8 @@
     python benchmarks/training_speed.py --cpu --samples 96 --batches 4 --steps 20      # a try
 
 A side is navsim:WORKERS or LEVEL[:SETTING+SETTING…]; `gzip` among the settings lets Convoy read
-NAVSIM's cache, and `resident` train on one batch that stays on the GPU, with a list of its kernels.
+NAVSIM's cache, `resident` train on one batch that stays on the GPU, with a list of its kernels, and
+`ranks=2` on two GPUs with so many samples on each.
 
 The data is synthetic, of the size of real samples; weights are random. NAVSIM reads its gzip cache,
 Convoy packed shards of it. Each side's steps are timed by the same callback (timed.py), without the
@@ -87,7 +88,8 @@ class Bench:
         """`switches` are settings; `gzip` among them reads the cache, `resident` nothing."""
         path = self.cache if "gzip" in switches else self.shards
         resident = "resident" in switches
-        switches = [switch for switch in switches if "=" in switch]
+        ranks = next((int(s[6:]) for s in switches if s.startswith("ranks=")), 1)
+        switches = [s for s in switches if "=" in s and not s.startswith("ranks=")]
         return self._time(
             f"{name}-{batch}", "convoy.launch.rank", batch,
             [f"cache_path={path}", *switches, f"run_dir={self.folder}/runs/{batch}/{name}",
@@ -96,7 +98,7 @@ class Bench:
              "trainer.params.check_val_every_n_epoch=1",
              *(["trainer.params.accelerator=cpu"] if self.args.cpu else []),
              f"trainer.params.max_epochs={self.args.epochs + resident}"],  # one more to profile
-            self.args.steps, resident,
+            self.args.steps, resident, ranks,
         )  # fmt: skip
 
     def _time(
@@ -107,13 +109,19 @@ class Bench:
         arguments: list[str],
         steps: int,
         resident: bool = False,
+        ranks: int = 1,
     ) -> dict[str, Any]:
         record, log = self.folder / f"{name}.json", self.folder / f"{name}.log"
         train, val = self.logs[1:], self.logs[:1]
         limits = [f"trainer.params.limit_train_batches={steps}"] if steps else []
         profile = ["--resident", "--profile", str(self.folder / f"{name}.kernels")]
+        launcher = [
+            "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1",
+            f"--nproc-per-node={ranks}",
+        ]  # fmt: skip
         command = [
-            sys.executable, str(HERE / "timed.py"), *(profile if resident else []),
+            sys.executable, *(launcher if ranks > 1 else []),
+            str(HERE / "timed.py"), *(profile if resident else []),
             str(record), module, *self.agent,
             f"train_logs=[{','.join(train)}]", f"val_logs=[{','.join(val)}]",
             f"dataloader.params.batch_size={batch}", "trainer.params.limit_val_batches=2",
@@ -121,7 +129,7 @@ class Bench:
         ]  # fmt: skip
         started = time.time()
         run(command, log)
-        result = summary(json.loads(record.read_text()), batch, started)
+        result = summary(json.loads(record.read_text()), batch * ranks, started)
         print(
             f"{name}: {result['samples_per_s']:.0f} samples/s, first step after "
             f"{result['first_step']:.0f} s, whole run {result['wall']:.0f} s",
