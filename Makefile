@@ -25,12 +25,13 @@ CA ?=
 APT_MIRROR ?=
 EXTRA ?=
 WEIGHTS ?=
+COMPAT ?=
 DOCKER ?= docker
 DOCKER_FLAGS ?=
 IMAGE_VARIANT = $(if $(filter auto,$(VARIANT)),cuda,$(VARIANT))
 IMAGE_OPTIONS = --variant $(IMAGE_VARIANT) $(if $(BASE),--base '$(BASE)') $(if $(CA),--ca '$(CA)') \
 	$(if $(APT_MIRROR),--apt-mirror '$(APT_MIRROR)') $(if $(EXTRA),--extra '$(EXTRA)') \
-	$(if $(WEIGHTS),--weights '$(WEIGHTS)')
+	$(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(COMPAT),--compat '$(COMPAT)')
 
 .PHONY: help
 help:  ## list the targets
@@ -54,7 +55,7 @@ navsim: venv  ## check out NAVSIM and nuplan-devkit at their pinned commits: bui
 	@.venv/bin/python image/checkout.py build
 
 .PHONY: image
-image:  ## build the Apptainer image build/convoy.sif [BASE= CA= APT_MIRROR= EXTRA= WEIGHTS=]
+image:  ## build the Apptainer image build/convoy.sif [BASE= CA= APT_MIRROR= EXTRA= WEIGHTS= COMPAT=]
 	@$(PYTHON) image/build_image.py apptainer $(IMAGE_OPTIONS) --output '$(SIF)'
 
 .PHONY: image-reproducible
@@ -67,8 +68,8 @@ docker:  ## build its Docker twin convoy:cuda or convoy:cpu [DOCKER_FLAGS='--net
 
 .PHONY: shell
 shell:  ## open a shell in the Apptainer image, with this checkout's src/ over the installed package
-	@apptainer exec --bind '$(CURDIR)/src:/opt/convoy/src' $(if $(NAVSIM_DEVKIT_ROOT),--bind \
-		'$(NAVSIM_DEVKIT_ROOT):/opt/navsim' --env NAVSIM_DEVKIT_ROOT=/opt/navsim) '$(SIF)' bash
+	@apptainer exec --mount 'type=bind,"source=$(CURDIR)/src",destination=/opt/convoy/src' \
+		$(if $(NAVSIM_DEVKIT_ROOT),--bind '$(NAVSIM_DEVKIT_ROOT):/opt/navsim' --env NAVSIM_DEVKIT_ROOT=/opt/navsim) '$(SIF)' bash
 
 .PHONY: submit
 submit:  ## check a training and submit it: NODES=2 ARGS='agent=… cache_path=… global_batch=176' [SUBMIT='--time 24:00:00']

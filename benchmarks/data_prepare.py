@@ -25,7 +25,7 @@ from feature_cache import navsim_module, write_cache
 from report import print_report
 
 from convoy.data import pool
-from convoy.navsim.agents import find_tree
+from convoy.navsim import tree
 from convoy.synthetic import write_raw
 
 AGENT = "transfuser_agent"
@@ -132,7 +132,7 @@ def both_from_raw(
         "worker.use_process_pool=true",
         f"worker.max_workers={workers}",
     ]
-    script = find_tree() / "navsim/planning/script/run_dataset_caching.py"
+    script = tree.find() / "navsim/planning/script/run_dataset_caching.py"
     command = [sys.executable, *RUN, str(script), *agent, *processes, "experiment_name=cache"]
     started = time.perf_counter()
     subprocess.run(command, env=os.environ | environment, check=True, stdout=subprocess.DEVNULL)

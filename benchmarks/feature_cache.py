@@ -100,6 +100,7 @@ def navsim_module() -> types.ModuleType:
     dependencies need not be there."""
     if (loaded := sys.modules.get("navsim_dataset")) is not None:
         return loaded
+    stand_ins: list[str] = []
     for name, held in (
         ("navsim.common.dataloader", ["SceneLoader"]),
         (
@@ -109,7 +110,10 @@ def navsim_module() -> types.ModuleType:
     ):
         parts = name.split(".")
         for end in range(1, len(parts) + 1):
-            sys.modules.setdefault(".".join(parts[:end]), types.ModuleType(".".join(parts[:end])))
+            name_so_far = ".".join(parts[:end])
+            if name_so_far not in sys.modules:
+                stand_ins.append(name_so_far)
+                sys.modules[name_so_far] = types.ModuleType(name_so_far)
         for attribute in held:
             setattr(sys.modules[name], attribute, object)
     path = Path(__file__).parents[1] / "build/navsim/navsim/planning/training/dataset.py"
@@ -118,4 +122,6 @@ def navsim_module() -> types.ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules["navsim_dataset"] = module
     spec.loader.exec_module(module)
+    for name in stand_ins:  # who looks for NAVSIM later must not find them
+        del sys.modules[name]
     return module

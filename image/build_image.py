@@ -30,6 +30,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from checkout import CheckoutError
+from compat import CompatError
 from context import BUILD, Inputs, collect
 from diagnosis import explain
 from lock import ROOT
@@ -246,6 +247,9 @@ def main() -> None:
         "--extra", type=Path, help="requirements file, installed on top of the lock"
     )
     parser.add_argument("--weights", type=Path, help="Hugging Face home to bake in")
+    parser.add_argument(
+        "--compat", type=Path, help="cuda-compat-*.deb, or a folder with its libraries"
+    )
     parser.add_argument("--compression", choices=tuple(COMPRESSION), default="zstd")
     parser.add_argument("--output", type=Path, default=BUILD / "convoy.sif")
     parser.add_argument(
@@ -258,15 +262,20 @@ def main() -> None:
     # The builder runs in the checkout, wherever this was called.
     options.output, options.cache = options.output.absolute(), options.cache.absolute()
     try:
-        for name in ("extra", "weights", "ca"):
+        for name in ("extra", "weights", "compat", "ca"):
             path = getattr(options, name)
             if path is not None and not path.exists():
                 raise BuildError(f"{name.upper()}={path} does not exist")
         inputs = collect(
-            BUILD / options.builder, options.variant, options.base, options.extra, options.weights
+            BUILD / options.builder,
+            options.variant,
+            options.base,
+            options.extra,
+            options.weights,
+            options.compat,
         )
         {"apptainer": build_apptainer, "docker": build_docker}[options.builder](options, inputs)
-    except (BuildError, CheckoutError) as error:
+    except (BuildError, CheckoutError, CompatError) as error:
         sys.exit(f"image: {error}")
     except OSError as error:
         sys.exit(f"image: {error.strerror}: {error.filename}")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checkout import check_out, git, load_sources
+from compat import lay_out
 from lock import ROOT
 
 BUILD = ROOT / "build"
@@ -43,10 +44,16 @@ class Inputs:
 
 
 def collect(
-    context: Path, variant: str, base: str | None, extra: Path | None, weights: Path | None
+    context: Path,
+    variant: str,
+    base: str | None,
+    extra: Path | None,
+    weights: Path | None,
+    compat: Path | None = None,
 ) -> Inputs:
     """Lays out `context` anew, from this checkout as it is. `extra` is a requirements file,
-    `weights` a Hugging Face home. Raises CheckoutError."""
+    `weights` a Hugging Face home, `compat` NVIDIA's forward-compatibility libraries. Raises
+    CheckoutError, CompatError."""
     shutil.rmtree(context, ignore_errors=True)
     dependencies, package = context / "dependencies", context / "convoy"
     lock_file = f"requirements/{variant}.txt"
@@ -67,6 +74,8 @@ def collect(
         for path in weights.rglob("*"):
             if path.is_symlink() or path.is_file():
                 copy(path, dependencies / "convoy" / "weights" / path.relative_to(weights))
+    if compat:
+        lay_out(compat, dependencies / "convoy" / "compat")
     everything = "ls-files -z --cached --others --exclude-standard --".split()
     for name in git("-C", ROOT, *everything, *PACKAGE_INPUTS).split("\0"):
         if name and (ROOT / name).exists():

@@ -59,7 +59,8 @@ def dependencies(variant: str) -> None:
         [OPT / source.name for source in load_sources(HOME / "image" / "sources.toml")],
         site_packages(),
     )
-    (HOME / "weights").mkdir(exist_ok=True)  # where a Hugging Face home can be bound
+    for folder in ("weights", "compat"):  # where a Hugging Face home, or libraries, can be bound
+        (HOME / folder).mkdir(exist_ok=True)
     compile_bytecode(
         sysconfig.get_path("stdlib"),
         "/usr/lib/python3",

@@ -33,5 +33,8 @@ fi
 if [[ ${NAVSIM_DEVKIT_ROOT:-} ]]; then
     options+=(--mount="$(mount "$NAVSIM_DEVKIT_ROOT" /opt/navsim)")
 fi
+if [[ ${CONVOY_COMPAT:-} ]]; then
+    options+=(--mount="$(mount "$CONVOY_COMPAT" /opt/convoy/compat)")
+fi
 if [[ -e /dev/nvidiactl ]]; then options+=(--nv); fi
 exec apptainer --quiet exec "${options[@]}" "$CONVOY_IMAGE" /opt/convoy/entrypoint/run.sh "$@"

@@ -65,9 +65,9 @@ class LikeDiffusionDrive(Plain):
 
 
 class LikeGtrs(Plain):
-    """A tuple of the loss and its parts is returned; `compute_loss` looks things up by token; the
-    trajectories have other names, the predicted one at 10 Hz; callbacks and a scheduler use
-    NAVSIM's metric names and look into the loaders."""
+    """A tuple of the loss and its parts is returned; `compute_loss` looks things up by token;
+    features are nested; the trajectories have other names, the predicted one at 10 Hz; callbacks
+    and a scheduler use NAVSIM's metric names and look into the loaders."""
 
     def forward(self, features):
         coarse = super().forward(features)["trajectory"]
@@ -75,6 +75,9 @@ class LikeGtrs(Plain):
 
     def compute_loss(self, features, targets, predictions, tokens=None):
         assert [int(token, 16) for token in tokens] == features["code"].tolist()
+        speed, named = features["history"]
+        assert named["name"] == list(tokens) and named["pose"].dtype == torch.float64
+        assert torch.equal(speed, features["ego_status"][:, :2])
         error = (predictions["imi"][:, 4::5] - targets["trajectory_gt"].float()).abs()
         return error.mean(), {"x_loss": error[..., 0].mean(), "y_loss": error[..., 1].mean()}
 

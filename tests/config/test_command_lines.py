@@ -104,7 +104,8 @@ PORTED = [
         "sensor_blobs_path=/x original_sensor_path=/x navsim_log_path=/x metric_cache_path=/x "
         "train_test_split.scene_filter.frame_interval=1 "
         "train_test_split.scene_filter.log_names=[a] worker=ray_distributed "
-        "worker.threads_per_node=8 ++worker.debug_mode=true traffic_agents_policy.reactive._target_=x",
+        "worker.threads_per_node=8 ++worker.debug_mode=true "
+        "traffic_agents_policy.reactive._target_=x",
         {"worker": "ray_distributed", "agent._target_": "navsim.agents.transfuser_agent"},
     ),
     (

@@ -10,7 +10,10 @@ TWO_NODES = Topology.planned(2, 4)
 
 
 def load(*overrides, topology=TWO_NODES):
-    return config.load(overrides, topology, tree.config_directory())
+    """With Convoy's own agent where none is named: NAVSIM's default needs NAVSIM's tree."""
+    named = any(override.startswith("agent=") for override in overrides)
+    own = () if named else ("agent=bev_fusion_agent",)
+    return config.load([*own, *overrides], topology, tree.config_directory())
 
 
 @pytest.fixture

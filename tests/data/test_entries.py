@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from convoy.commands.__main__ import main
 from convoy.data.cache import Builders
 from convoy.data.entries import require_name
 from convoy.data.shard import Builder
@@ -85,6 +86,19 @@ def test_a_lie_is_named(root, lie):
         load_manifest(root)
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
     str(caught.value).encode()
+
+
+def test_a_preparation_that_leads_out_of_the_directory(ego_cache, tmp_path, capsys):
+    command = ["prepare", str(tmp_path / "out"), "--from-cache", str(ego_cache), "--workers=1"]
+    assert main(command) == 0
+    path = tmp_path / "out/preparation.json"
+    content = json.loads(path.read_text())
+    content["units"][0]["log"] = "../../outside"
+    path.write_text(json.dumps(content))
+    capsys.readouterr()
+    assert main(command) == 1
+    assert "not the name of a log" in capsys.readouterr().err
+    assert not list(tmp_path.glob("outside*")) and not list(tmp_path.glob("*/outside*"))
 
 
 def test_json_without_end(root):

@@ -197,6 +197,16 @@ def test_sizes_are_limited(tmp_path, monkeypatch):
         pickles.decompress(gzip.compress(noise)[:-20])
 
 
+def test_devices_and_huge_files_are_not_read(tmp_path, monkeypatch):
+    (tmp_path / "x.gz").symlink_to("/dev/zero")
+    with pytest.raises(ConvoyError, match="cannot be read .it is a device, not a file"):
+        read(tmp_path / "x.gz")
+    with (tmp_path / "y.gz").open("wb") as file:
+        file.truncate(pickles.MOST_BYTES + 1)  # takes no room
+    with pytest.raises(ConvoyError, match="bytes are more than a sample has"):
+        read(tmp_path / "y.gz")
+
+
 @pytest.mark.parametrize("protocol", [4, 5])
 def test_what_builders_give_is_read(protocol):
     given = {

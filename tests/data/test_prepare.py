@@ -202,6 +202,17 @@ def test_two_runs_at_once_are_refused_and_the_first_goes_on(ego_cache, out, caps
     require_equal_to_cache(out, ego_cache)
 
 
+def step(job: int, tasks: int, restart: int = 0, number: int = 0) -> dict[str, str]:
+    """What srun tells one of a step's tasks."""
+    return {
+        "SLURM_JOB_ID": str(job),
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NUM_TASKS": str(tasks),
+        "SLURM_PROCID": str(number),
+        "SLURM_RESTART_COUNT": str(restart),
+    }
+
+
 def foreign_sign(out, **changes):
     folder = out / ".starts/other"
     folder.mkdir(parents=True)
@@ -234,19 +245,13 @@ def test_a_start_that_ended_is_no_hindrance(ego_cache, out, state):
 
 def test_a_requeued_job_goes_on_where_its_killed_start_was(ego_cache, out, monkeypatch):
     foreign_sign(out)
-    for name, value in {
-        "CONVOY_TASKS": 1,
-        "CONVOY_RUN_ID": "17-1",
-        "CONVOY_RESTART": 1,
-        "SLURM_JOB_ID": 17,
-        "SLURM_PROCID": 0,
-    }.items():
-        monkeypatch.setenv(name, str(value))
+    for name, value in step(job=17, tasks=1, restart=1).items():
+        monkeypatch.setenv(name, value)
     assert prepare(out, ego_cache) == 0
 
 
 def test_tasks_side_by_side_do_equal_shares_and_the_first_ends_the_whole(ego_cache, out):
-    environment = os.environ | {"CONVOY_TASKS": "3", "CONVOY_RUN_ID": "5-0", "SLURM_JOB_ID": "5"}
+    environment = os.environ | step(job=5, tasks=3)
     processes = [
         subprocess.Popen(
             command(out, ego_cache, "--samples-per-shard=2", "--json"),
@@ -267,20 +272,15 @@ def test_tasks_side_by_side_do_equal_shares_and_the_first_ends_the_whole(ego_cac
 
 def test_a_task_that_stopped_is_reported_by_the_first(ego_cache, out, monkeypatch, capsys):
     """Task 1 of 2 met a full disk, say; its share is missing, and the same command does it."""
-    for name, value in {
-        "CONVOY_TASKS": 2,
-        "CONVOY_RUN_ID": "5-0",
-        "SLURM_JOB_ID": 5,
-        "SLURM_PROCID": 0,
-    }.items():
-        monkeypatch.setenv(name, str(value))
-    folder = out / ".starts/5-0"
+    for name, value in step(job=5, tasks=2).items():
+        monkeypatch.setenv(name, value)
+    folder = out / ".starts/5.0-0"
     folder.mkdir(parents=True)
     sign = Sign(1, "node8", 1, "elsewhere", "5", 0, state="stopped")
     (folder / "task-1.json").write_text(json.dumps(vars(sign)))
     assert prepare(out, ego_cache) == 1
     assert "2 of 4 shards are missing, and task(s) 1 stopped" in capsys.readouterr().err
-    monkeypatch.delenv("CONVOY_TASKS")
+    monkeypatch.delenv("SLURM_STEP_ID")
     assert prepare(out, ego_cache) == 0
     require_equal_to_cache(out, ego_cache)
 
@@ -297,23 +297,10 @@ def test_shares_are_equal_within_a_tenth(tasks):
 
 
 def test_srun_tasks_are_told_apart():
-    step = {
-        "SLURM_JOB_ID": "9",
-        "SLURM_STEP_ID": "0",
-        "SLURM_STEP_NUM_TASKS": "4",
-        "SLURM_PROCID": "3",
-    }
-    assert Task.from_environment(step) == Task("9.0-0", 3, 4, "9", 0)
-    assert Task.from_environment(step | {"SLURM_RESTART_COUNT": "2"}) == Task("9.0-2", 3, 4, "9", 2)
+    assert Task.from_environment(step(9, 4, number=3)) == Task("9.0-0", 3, 4, "9", 0)
+    assert Task.from_environment(step(9, 4, 2, 3)) == Task("9.0-2", 3, 4, "9", 2)
     batch = {"SLURM_JOB_ID": "9", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}
     assert Task.from_environment(batch).count == 1
-    handed = {
-        "CONVOY_TASKS": "2",
-        "CONVOY_RUN_ID": "9-1",
-        "CONVOY_RESTART": "1",
-        "SLURM_PROCID": "1",
-    }
-    assert Task.from_environment(handed | {"SLURM_JOB_ID": "9"}) == Task("9-1", 1, 2, "9", 1)
     assert Task.from_environment({}).start != Task.from_environment({}).start
 
 

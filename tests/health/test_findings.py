@@ -2,48 +2,38 @@
 rights."""
 
 import json
+import re
 
 import pytest
 
 from convoy.commands import __main__ as cli
-from convoy.health import environment, gpu, host, sources
+from convoy.health import compat, environment, gpu, host, sources
 from convoy.health.finding import Status, examine
 
-OLD = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\n"
-OPEN = (
-    "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build\n"
-    "GCC version: gcc 12.2.0\n"
+NEW = compat.Choice(False, "driver 580.159.04 is new enough for CUDA 13.0")
+OLD = compat.Choice(
+    False, "driver 550.54.15 is older than the 580 that CUDA 13.0 needs, and …", True
 )
+BRIDGED = compat.Choice(True, "driver 550.54.15 is older …; the libraries are used", True)
 
 
 @pytest.mark.parametrize(
-    ("text", "cuda", "loads", "needed", "expected"),
+    ("choice", "in_use", "cuda", "there", "loads", "needed", "expected"),
     [
-        (OPEN, "13.0", True, True, ("ok", "580.159.04 (CUDA 13.0 needs 580 or newer)")),
-        (
-            OLD,
-            "13.0",
-            True,
-            True,
-            ("fail", "550.54.15 is too old: torch's CUDA 13.0 needs driver 580 or newer"),
-        ),
-        (OLD, "12.8", True, True, ("ok", "550.54.15")),
-        (OPEN, "13.0", False, True, ("fail", "but not in here: start the container with --nv")),
-        ("", "13.0", False, True, ("fail", "no NVIDIA driver on this machine")),
-        (
-            "",
-            "13.0",
-            False,
-            False,
-            ("warn", "no NVIDIA driver on this machine (on a login node that is usual)"),
-        ),
-        (OPEN, None, False, True, ("fail", "this is the cpu variant: GPUs need the cuda one")),
-        ("", None, False, False, ("ok", "not needed")),
+        (NEW, False, True, True, True, True, ("ok", "driver 580.159.04 is new enough")),
+        (OLD, False, True, True, True, True, ("fail", "Ask for other nodes, or .*COMPAT=FILE")),
+        (BRIDGED, True, True, True, True, True, ("ok", "the libraries are used$")),
+        (BRIDGED, False, True, True, True, True, ("warn", "by entrypoint/run.sh only")),
+        (NEW, False, True, True, False, True, ("fail", "start the container with --nv")),
+        (NEW, False, True, False, False, True, ("fail", "no NVIDIA driver on this machine")),
+        (NEW, False, True, False, False, False, ("warn", "on a login node that is usual")),
+        (NEW, False, False, True, False, True, ("fail", "cpu variant: GPUs need the cuda one")),
+        (NEW, False, False, False, False, False, ("ok", "not needed")),
     ],
 )
-def test_the_driver(text, cuda, loads, needed, expected):
-    status, found = gpu.judge_driver(text, cuda, loads, needed)
-    assert status == expected[0] and expected[1] in found
+def test_the_driver(choice, in_use, cuda, there, loads, needed, expected):
+    status, found = gpu.judge_driver(choice, in_use, cuda, there, loads, needed)
+    assert status == expected[0] and re.search(expected[1], found)
 
 
 def test_missing_gpus_end_with_3_and_one_line(capsys):

@@ -42,8 +42,8 @@ def call(tmp_path):
 
 
 def mounts(arguments):
-    """Source and destination of each --mount, read as Apptainer reads them: CSV, then name=value."""
-    given = [argument.removeprefix("--mount=") for argument in arguments if "--mount=" in argument]
+    """Source and destination of each --mount, read as Apptainer does: CSV, then name=value."""
+    given = [each.removeprefix("--mount=") for each in arguments if each.startswith("--mount=")]
     fields = [dict(f.split("=", 1) for f in next(csv.reader([mount]))) for mount in given]
     assert all(each["type"] == "bind" for each in fields)
     return {each["source"]: each["destination"] for each in fields}

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -35,7 +36,11 @@ def shards(tmp_path):
             trajectory = torch.arange(1, 9)[:, None] * torch.tensor([2.5 + number / 2, 0.1, 0])
             write_sample(
                 cache / f"log-{log}" / token,
-                ego_status_feature={"ego_status": ego, "code": torch.tensor(int(token, 16))},
+                ego_status_feature={
+                    "ego_status": ego,
+                    "code": torch.tensor(int(token, 16)),
+                    "history": [ego[:2], {"pose": np.array([number, 0.5]), "name": token}],
+                },
                 trajectory_target={"trajectory_gt": trajectory},
             )
     assert main(["prepare", str(tmp_path / "shards"), "--from-cache", str(cache)]) == 0

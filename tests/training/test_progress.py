@@ -11,8 +11,10 @@ from convoy.run.layout import RunDirectory
 from convoy.run.progress import ProgressFile, read_progress
 from convoy.topology import Topology
 from convoy.training import progress
+from convoy.training.module import AgentModule
 from convoy.training.process_group import Control
 from convoy.training.progress import ProgressReport
+from convoy.training.rehearsal import Rehearsal
 
 
 class Sink:
@@ -21,6 +23,14 @@ class Sink:
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         self.rows.append((step, metrics))
+
+
+@pytest.fixture
+def module():
+    """What the report reads of a module: the names that its agent logs."""
+    made = AgentModule.__new__(AgentModule)
+    object.__setattr__(made, "rehearsal", Rehearsal(("loss",), ("loss",), True, None))
+    return made
 
 
 @pytest.fixture
@@ -40,7 +50,7 @@ def trainer():
 
 
 @pytest.fixture
-def report(tmp_path, trainer, monkeypatch):
+def report(tmp_path, trainer, module, monkeypatch):
     """A training whose steps take a second each, two samples in each of them."""
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock.now)
@@ -48,12 +58,12 @@ def report(tmp_path, trainer, monkeypatch):
     made = ProgressReport(
         BatchPlan(2, 1, 2, 1), Control(topology, None), ProgressFile(RunDirectory(tmp_path))
     )
-    made.on_train_start(trainer, None)
+    made.on_train_start(trainer, module)
 
     def step(loss: float) -> None:
         clock.now += 1.0
         trainer.global_step += 1
-        made.on_train_batch_end(trainer, None, {"loss": torch.tensor(loss)}, None, 0)
+        made.on_train_batch_end(trainer, module, {"loss": torch.tensor(loss)}, None, 0)
 
     made.step = step
     return made
@@ -78,18 +88,18 @@ def test_the_file_tells_host_tools_the_same(report, trainer, tmp_path):
     assert (told.loss, told.samples_per_s, told.seconds_left) == (2.0, 2.0, 8.0)
 
 
-def test_an_accumulation_is_one_step(report, trainer):
+def test_an_accumulation_is_one_step(report, trainer, module):
     """Batches between two optimiser steps make no report."""
     report.step(1.0)
-    report.on_train_batch_end(trainer, None, {"loss": torch.tensor(9.0)}, None, 0)
+    report.on_train_batch_end(trainer, module, {"loss": torch.tensor(9.0)}, None, 0)
     assert trainer.loggers[0].rows == []
 
 
-def test_validation_is_not_counted_as_training(report, trainer):
+def test_validation_is_not_counted_as_training(report, trainer, module):
     report.step(1.0)
-    report.on_validation_start(trainer, None)
+    report.on_validation_start(trainer, module)
     assert [step for step, _ in trainer.loggers[0].rows] == [1]
-    report.on_validation_end(trainer, None)
+    report.on_validation_end(trainer, module)
     for loss in (1.0, 1.0, 1.0):
         report.step(loss)
     assert report.samples_per_second == 2.0

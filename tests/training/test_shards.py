@@ -83,7 +83,7 @@ def test_the_same_losses_step_by_step_as_from_the_gzip_cache(
     require_same(ours, reference)
     staged = run("staged", f"cache_path={shards}", f"data.stage={tmp_path / 'node'}", processes=2)
     require_same(staged, reference)
-    assert len(list((tmp_path / "node").glob("convoy-*/*.safetensors"))) == 12
+    assert len(list((tmp_path / "node").glob("convoy-*/*/*.safetensors"))) == 12
 
 
 def test_going_on_in_the_middle_of_an_epoch(foreign_tree, shards, train, tmp_path):

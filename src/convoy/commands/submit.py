@@ -1,13 +1,15 @@
 """`convoy submit`: finds before queueing what would fail after it, then submits with sbatch."""
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from convoy.errors import ConvoyError, ExitCode
-from convoy.host import site
+from convoy.host import first_use, job_file, site
 from convoy.host.submission import Submission, check
 
 
@@ -54,7 +56,13 @@ def run(args: argparse.Namespace) -> int:
         settings = site.Site(
             root, {**settings.environment, "CONVOY_IMAGE": str(args.image.absolute())}
         )
-    options = {"nodes": str(args.nodes)} | settings.sbatch_options | _given(args)
+    given = _given(args)
+    job = job_file.directives(job_file.choose(root, args.nodes).read_text())
+    words = first_use.missing_words(job, settings.sbatch_options | given)
+    if words:
+        answers = _ask(words, site.path_of(root, os.environ))
+        settings = site.Site(root, {**settings.environment, **answers})
+    options = {"nodes": str(args.nodes)} | settings.sbatch_options | given
     submission = Submission(settings, args.nodes, options, args.overrides)
     check(submission, args.estimate)
     if args.dry_run:
@@ -63,6 +71,26 @@ def run(args: argparse.Namespace) -> int:
         return ExitCode.FINISHED
     print(shlex.join(submission.command), flush=True)
     return subprocess.run(submission.command, env=submission.environment).returncode
+
+
+def _ask(words: Sequence[first_use.Word], path: Path) -> dict[str, str]:
+    """The user's answers, which are added to the site's file `path`.
+
+    Raises ConvoyError where nobody can answer.
+    """
+    if not sys.stdin.isatty():
+        raise ConvoyError(
+            f"{path} does not set {' and '.join(map(str, words))}. Add NAME=VALUE lines, or give "
+            f"{' and '.join(f'--{word.option}' for word in words)}."
+        )
+    answers: dict[str, str] = {}
+    for word in words:
+        while answers.get(word.name) not in word.choices:
+            print(f"{word} [{word.default}]: ", end="", file=sys.stderr, flush=True)
+            answers[word.name] = input().strip() or word.default
+    site.add(path, answers)
+    print(f"Added to {path}.", file=sys.stderr)
+    return answers
 
 
 def _given(args: argparse.Namespace) -> dict[str, str]:

@@ -43,8 +43,7 @@ def compose(words: Sequence[str], navsim_groups: Path | None) -> DictConfig:
             config.merge_with(asked.groups)
             if asked.config_name is not None:
                 _settle(config, asked)
-            raw = OmegaConf.to_container(config, resolve=False)
-            if raw["cache_path"] == _CACHE and not os.environ.get("NAVSIM_EXP_ROOT"):
+            if raw_value(config, "cache_path") == _CACHE and not os.environ.get("NAVSIM_EXP_ROOT"):
                 config.cache_path = None
         OmegaConf.resolve(config)
     except MissingConfigException as error:
@@ -82,10 +81,17 @@ def agent_folders(navsim_groups: Path | None, asked: Arguments | None = None) ->
     return [folder / "agent" for folder in folders if (folder / "agent").is_dir()]
 
 
+def raw_value(config: DictConfig, key: str) -> Any:
+    """A value as it was written, interpolations unresolved."""
+    content = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(content, dict)
+    return content[key]
+
+
 def flat_keys(config: DictConfig) -> Iterator[str]:
     """Every dotted key of `config`, leaves and nodes."""
-    for key in config:
-        yield str(key)
+    for key in map(str, config):
+        yield key
         if not OmegaConf.is_missing(config, key) and isinstance(config[key], DictConfig):
             yield from (f"{key}.{below}" for below in flat_keys(config[key]))
 
@@ -185,7 +191,7 @@ def _settle(config: DictConfig, asked: Arguments) -> None:
         node = OmegaConf.select(config, above) if above else config
         if key in asked.keys or node is None or leaf not in node:
             continue
-        if OmegaConf.to_container(node, resolve=False)[leaf] == theirs:
+        if raw_value(node, leaf) == theirs:
             node[leaf] = ours
     if "agent" in config:
         OmegaConf.resolve(config.agent)

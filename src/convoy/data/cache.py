@@ -6,10 +6,12 @@ pickle can run code when it is read; only what values are made of is allowed, un
 declared trusted.
 """
 
+import errno
 import gzip
 import json
 import os
 import pickle
+import stat
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -140,7 +142,7 @@ def read(path: Path, trusted: bool = False) -> dict[Any, Any]:
 
 def _load(path: Path, trusted: bool) -> Any:
     try:
-        compressed = path.read_bytes()
+        compressed = _read_file(path)
     except OSError as error:
         raise ConvoyError(
             f"{path} cannot be read ({error.strerror}). Is the file system mounted, and may you "
@@ -181,6 +183,17 @@ def _load(path: Path, trusted: bool) -> Any:
             f"{path} is damaged ({reason}). Delete its folder and build that sample again, or "
             "train without such samples: data.skip_bad=true."
         ) from error
+
+
+def _read_file(path: Path) -> bytes:
+    """What is compressed never grows by it: a file that is too large already is not read at all."""
+    with path.open("rb", buffering=0) as file:
+        found = os.fstat(file.fileno())
+        if stat.S_ISCHR(found.st_mode):
+            raise OSError(errno.EINVAL, "it is a device, not a file")
+        if found.st_size > pickles.MOST_BYTES:
+            raise OSError(errno.EFBIG, f"{found.st_size} bytes are more than a sample has")
+        return file.readall()
 
 
 class CacheDataset(Dataset[Sample | ConvoyError]):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from convoy.data import nesting
@@ -45,9 +46,7 @@ class Form:
 
         def filled(parts: tuple[Part, ...]) -> dict[Any, Any]:
             return {
-                key: nesting.rebuild(
-                    node, lambda leaf, inside, of=builder: value(of, leaf, inside), batch
-                )
+                key: nesting.rebuild(node, partial(value, builder), batch)
                 for key, builder, node in parts
             }
 

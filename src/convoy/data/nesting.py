@@ -109,7 +109,7 @@ def rebuild(
     if node.is_mapping:
         return (dict if node.kind == DICT else OrderedDict)(zip(node.keys, made, strict=True))
     if node.kind == NAMED:
-        return namedtuple(node.title, node.keys)(*made)  # type: ignore[misc]
+        return namedtuple(node.title, map(str, node.keys))(*made)
     return made if batch or node.kind == LIST else tuple(made)
 
 

@@ -13,7 +13,7 @@ import pickletools
 import zipfile
 import zlib
 from collections import OrderedDict
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -93,7 +93,7 @@ def _look_through(file: io.BytesIO) -> None:
     for number, (operation, argument, _) in enumerate(pickletools.genops(file)):
         name = operation.name
         # A memo's number makes a table of as many entries; a writer counts up from zero.
-        if name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > number:
+        if name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > number:
             raise pickle.UnpicklingError(f"memo {argument} at instruction {number}")
         if name in ("EMPTY_SET", "FROZENSET"):
             raise Refused("a set")
@@ -120,6 +120,7 @@ class _Call:
     """What a pickle may call, and do nothing else with: it could change a function or a class."""
 
     __slots__ = ("_function",)
+    _function: Any
 
     def __init__(self, function: Any) -> None:
         object.__setattr__(self, "_function", function)
@@ -252,6 +253,9 @@ def _parameter(data: Any, requires_grad: Any, hooks: Any) -> Any:
     return data
 
 
+_BYTE_ORDERS: tuple[Literal["<", ">", "=", "|"], ...] = ("<", ">", "=", "|")
+
+
 class _Dtype(_Own):
     """A numpy dtype, from what numpy.dtype is called with and its state."""
 
@@ -262,12 +266,13 @@ class _Dtype(_Own):
         self._order = state[1]
 
     def get(self) -> np.dtype:
-        if not isinstance(self._name, str) or self._order not in tuple("<>=|"):
+        order = next((known for known in _BYTE_ORDERS if known == self._order), None)
+        if not isinstance(self._name, str) or order is None:
             raise Refused("an unknown numpy dtype")
         dtype = np.dtype(self._name)
         if dtype.kind not in "biufcUS":
             raise Refused(f"a numpy array of {dtype}")
-        return dtype.newbyteorder(self._order) if self._order != "|" else dtype
+        return dtype.newbyteorder(">") if self._order == ">" else dtype
 
 
 class _Array(_Own):
@@ -293,8 +298,10 @@ def _array(raw: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
 
 
 def _scalar(dtype: Any, raw: Any) -> Any:
-    value = _array(raw, dtype, (), "C")[()]
-    return value.item() if isinstance(value, (str, bytes)) else value
+    value: Any = _array(raw, dtype, (), "C")[()]
+    if isinstance(value, str):
+        return str(value)
+    return bytes(value) if isinstance(value, bytes) else value
 
 
 _ALLOWED: dict[tuple[str, str], Any] = {

@@ -48,14 +48,14 @@ class Shard:
         length = self.layout.record_bytes or 0
         return RECORDS_AT + row * length, RECORDS_AT + (row + 1) * length
 
-    @property
-    def header(self) -> bytes:
-        """What the file begins with."""
-        size = self.bytes - RECORDS_AT
-        shape = [len(self.tokens), size // len(self.tokens)] if self.offsets is None else [size]
-        tensors = {"records": {"dtype": "U8", "shape": shape, "data_offsets": [0, size]}}
-        text = json.dumps(tensors, separators=(",", ":")).encode().ljust(RECORDS_AT - 8)
-        return len(text).to_bytes(8, "little") + text
+
+def header_of(shard: Shard) -> bytes:
+    """What the file of a shard begins with."""
+    size = shard.bytes - RECORDS_AT
+    shape = [len(shard.tokens), size // len(shard.tokens)] if shard.offsets is None else [size]
+    tensors = {"records": {"dtype": "U8", "shape": shape, "data_offsets": [0, size]}}
+    text = json.dumps(tensors, separators=(",", ":")).encode().ljust(RECORDS_AT - 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 @dataclass(frozen=True)

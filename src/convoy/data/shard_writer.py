@@ -11,7 +11,7 @@ import numpy as np
 from convoy.data.entries import in_one_line, require_name
 from convoy.data.layout import Layout
 from convoy.data.packing import pack, record_parts, repack, split_record
-from convoy.data.shard import RECORDS_AT, Failure, Shard, shard_name
+from convoy.data.shard import RECORDS_AT, Failure, Shard, header_of, shard_name
 from convoy.data.shards import shard_path, write_entry
 from convoy.data.values import NotPackable, Values
 from convoy.errors import ConvoyError
@@ -101,7 +101,7 @@ class ShardWriter:
         try:
             if self._tokens:
                 self._file.seek(0)
-                self._file.write(shard.header)
+                self._file.write(header_of(shard))
                 self._file.flush()
                 os.fsync(self._file.fileno())
                 self._temporary.replace(self._path)
@@ -111,9 +111,9 @@ class ShardWriter:
         return shard
 
     def _append(self, record: Sequence[np.ndarray]) -> None:
-        self._file.writelines(record)
+        self._file.writelines(part.data for part in record)
         for part in record:
-            self._hash.update(part)
+            self._hash.update(part.data)
         self._offsets.append(self._offsets[-1] + sum(part.size for part in record))
 
     def _rewrite(self, wider: Layout) -> None:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from convoy.data.shard import RECORDS_AT, Shard
+from convoy.data.shard import RECORDS_AT, Shard, header_of
 from convoy.data.shards import SHARDS, SUFFIX, Manifest, shard_path
 
 CHUNK = 8 << 20  # bytes per read
@@ -36,7 +36,8 @@ class Checksum:
 
     def is_right(self) -> bool:
         return (
-            self._header == self._shard.header and self._records.hexdigest() == self._shard.sha256
+            self._header == header_of(self._shard)
+            and self._records.hexdigest() == self._shard.sha256
         )
 
 

@@ -1,15 +1,11 @@
 """Driver, GPUs and NCCL, as torch sees them."""
 
 import ctypes
-import re
 from pathlib import Path
 
+from convoy.health import compat
 from convoy.health.finding import Status
 
-# The oldest driver branch that runs a CUDA major version's programs (NVIDIA, "CUDA Compatibility",
-# minor version compatibility).
-OLDEST_DRIVER = {12: 525, 13: 580}
-DRIVER = Path("/proc/driver/nvidia/version")
 GIB = 1 << 30
 
 
@@ -26,36 +22,39 @@ def examine_torch() -> tuple[Status, str]:
 def examine_driver(expected_gpus: int | None) -> tuple[Status, str]:
     import torch
 
-    text = DRIVER.read_text() if DRIVER.exists() else ""
-    return judge_driver(text, torch.version.cuda, _loads("libcuda.so.1"), bool(expected_gpus))
+    return judge_driver(
+        compat.choose(),
+        compat.in_use(),
+        torch.version.cuda is not None,
+        compat.DRIVER.exists(),
+        _loads("libcuda.so.1"),
+        bool(expected_gpus),
+    )
 
 
-def judge_driver(text: str, cuda: str | None, loads: bool, needed: bool) -> tuple[Status, str]:
-    """`text` is /proc/driver/nvidia/version, empty without a driver; `cuda` is torch's version of
-    it, None in a CPU build; `loads` says whether the driver's library can be loaded; `needed`
-    whether GPUs are expected here."""
-    match = re.search(r"Kernel Module(?: +for \S+)? +(\d+)\.([\d.]+)", text)
-    version = f"{match[1]}.{match[2]}" if match else "unknown"
-    if cuda is None:
-        return (
-            (Status.FAIL, "this is the cpu variant: GPUs need the cuda one")
-            if needed
-            else (Status.OK, "not needed by the CPU build")
-        )
-    oldest = OLDEST_DRIVER.get(int(cuda.split(".")[0]))
-    if not text:
-        return (
-            Status.FAIL if needed else Status.WARN,
-            "no NVIDIA driver on this machine (on a login node that is usual)",
-        )
-    if match and oldest and int(match[1]) < oldest:
+def judge_driver(
+    choice: compat.Choice, in_use: bool, cuda: bool, there: bool, loads: bool, needed: bool
+) -> tuple[Status, str]:
+    """`choice` of this node, and whether this process runs with the forward-compatibility
+    libraries; `cuda`: torch has it; `there`: the machine has a driver; `loads`: its library can be
+    loaded; `needed`: GPUs are expected here."""
+    if not cuda:
+        if needed:
+            return Status.FAIL, "this is the cpu variant: GPUs need the cuda one"
+        return Status.OK, "not needed by the CPU build"
+    if not there:
+        told = "no NVIDIA driver on this machine (on a login node that is usual)"
+        return (Status.FAIL if needed else Status.WARN), told
+    if choice.old and not choice.use:
         return Status.FAIL, (
-            f"{version} is too old: torch's CUDA {cuda} needs driver {oldest} or newer. Ask for "
-            "other nodes, or the administrators for a newer driver"
+            f"{choice.reason}. Ask for other nodes, or the administrators for a newer driver; on "
+            "data-centre GPUs an image of `make image COMPAT=FILE` does too (docs/image.md)"
         )
+    if choice.use and not in_use:
+        return Status.WARN, f"{choice.reason} by entrypoint/run.sh only, which did not start this"
     if not loads:
-        return Status.FAIL, f"{version} on the host, but not in here: start the container with --nv"
-    return Status.OK, f"{version} (CUDA {cuda} needs {oldest or 'an unknown one'} or newer)"
+        return Status.FAIL, "it is on the host, but not in here: start the container with --nv"
+    return Status.OK, choice.reason
 
 
 def examine_gpus(expected: int | None) -> tuple[Status, str]:

@@ -91,18 +91,19 @@ def read(user: str) -> Cluster:
         nodes = pool.submit(run, "scontrol", "--oneliner", "show", "node")
         partitions = pool.submit(run, "scontrol", "--oneliner", "--all", "show", "partition")
         queue = pool.submit(jobs)
-        limits = pool.submit(_limits, user)
+        allowed = pool.submit(limits, user)
         return Cluster(
             datetime.now(),
             tuple(parse_nodes(nodes.result())),
             {found.name: found for found in parse_partitions(partitions.result())},
             tuple(queue.result()),
-            limits.result(),
+            allowed.result(),
             user,
         )
 
 
-def _limits(user: str) -> Limits | None:
+def limits(user: str) -> Limits | None:
+    """Accounts and limits of `user`, None where the site has no accounting."""
     show = ("sacctmgr", "--noheader", "--parsable2", "show")
     try:
         return parse_limits(

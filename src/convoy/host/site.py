@@ -53,7 +53,7 @@ def load(root: Path, environment: Mapping[str, str] | None = None) -> Site:
     """The settings of the checkout `root`: `CONVOY_SITE`, else slurm/site.conf, below
     `environment`."""
     environment = dict(os.environ if environment is None else environment)
-    path = Path(environment.get("CONVOY_SITE") or root / "slurm" / "site.conf")
+    path = path_of(root, environment)
     if not path.is_file():
         if environment.get("CONVOY_SITE"):
             raise ConvoyError(
@@ -61,6 +61,25 @@ def load(root: Path, environment: Mapping[str, str] | None = None) -> Site:
             )
         return Site(root, environment)
     return Site(root, parse(path.read_bytes().decode(errors="surrogateescape")) | environment)
+
+
+def path_of(root: Path, environment: Mapping[str, str]) -> Path:
+    """The site's file, whether it exists or not."""
+    return Path(environment.get("CONVOY_SITE") or root / "slurm" / "site.conf")
+
+
+def add(path: Path, settings: Mapping[str, str]) -> None:
+    """Append settings to a site's file; a new one begins with a line about itself. Raises
+    ConvoyError where it cannot be written."""
+    try:
+        text = path.read_text() if path.exists() else "Settings of this site (docs/launch.md).\n"
+        end = "" if text.endswith("\n") or not text else "\n"
+        lines = "".join(f"{name}={value}\n" for name, value in settings.items())
+        path.write_text(f"{text}{end}{lines}")
+    except OSError as error:
+        raise ConvoyError(
+            f"{path} cannot be written: {error.strerror}. Name another file in CONVOY_SITE."
+        ) from error
 
 
 def parse(text: str) -> dict[str, str]:

@@ -86,8 +86,8 @@ def leave_signals_to_us(trainer: pl.Trainer) -> None:
     Its SIGTERM handler enters a collective wherever the process stands, which can hang all ranks,
     and its broadcast makes the host wait for the GPU in every step.
     """
-    trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
+    trainer._signal_connector.register_signal_handlers = _nothing
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing
 
 
 def _nothing() -> None:

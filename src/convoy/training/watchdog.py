@@ -10,7 +10,6 @@ import faulthandler
 import json
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from convoy.topology import Topology
 
 logger = logging.getLogger("convoy")
 
+STANDARD_ERROR = 2  # the descriptor, whatever Python has in its place
 BEAT = 5.0  # seconds between a rank's signs of life
 ORPHAN_GRACE = 60.0  # seconds that a rank without its launcher has to save and end
 
@@ -145,7 +145,7 @@ class Watchdog(pl.Callback):
             if self._armed:
                 # For a rank that holds Python's lock, so that this thread cannot run any more.
                 patience = self._limit * 1.5 + 60
-                faulthandler.dump_traceback_later(patience, exit=True, file=sys.__stderr__)
+                faulthandler.dump_traceback_later(patience, exit=True, file=STANDARD_ERROR)
 
     def _sign_of_life(self) -> None:
         state = replace(self._state, beat=self._state.beat + 1, time=round(time.time(), 3))
@@ -172,7 +172,7 @@ class Watchdog(pl.Callback):
         logger.error("no step for %.0f s: the stacks of this rank's threads follow", silence)
         for handler in logging.getLogger().handlers:
             handler.flush()
-        faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+        faulthandler.dump_traceback(file=STANDARD_ERROR, all_threads=True)
         before = read_states(self._run, self._topology.world_size)
         for _ in range(3):
             time.sleep(self._beat)

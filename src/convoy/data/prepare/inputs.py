@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -107,7 +108,7 @@ class CacheInput:
 
     def samples(self, unit: Unit) -> Iterator[tuple[str, Callable[[], Loaded]]]:
         for token in unit.tokens or ():
-            yield token, lambda token=token: self._load(self.root / unit.log / token)
+            yield token, partial(self._load, self.root / unit.log / token)
 
     def start_worker(self) -> None:
         torch.set_num_threads(1)
@@ -230,7 +231,7 @@ class RawInput:
         )
         loader = open_log(unit.log, self.logs, self.sensors, chosen, self.sensor_config)
         for token in loader.tokens:
-            yield token, lambda token=token: self._build(loader, token)
+            yield token, partial(self._build, loader, token)
 
     def start_worker(self) -> None:
         one_thread()

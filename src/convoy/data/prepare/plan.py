@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from convoy.data.layout import Layout
+from convoy.data.entries import require_name
+from convoy.data.layout import Layout, layout_from_json, layout_to_json
 from convoy.data.shard import shard_name
-from convoy.data.shards import SHARDS, layout_from_json, layout_to_json, read_entry
+from convoy.data.shards import DAMAGED, SHARDS, read_entry
 from convoy.errors import ConvoyError
 
 PREPARATION = "preparation.json"
@@ -165,8 +166,10 @@ def _read(path: Path) -> Preparation:
             Unit(**unit | {"tokens": None if unit["tokens"] is None else tuple(unit["tokens"])})
             for unit in content["units"]
         )
+        for unit in units:
+            require_name(unit.log, "log")  # it becomes a file's name
         return Preparation(content["identity"], units, layout_from_json(content["layout"]))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except DAMAGED as error:
         raise ConvoyError(
             f"{path} is damaged ({error!r}). Prepare into a new directory."
         ) from error
