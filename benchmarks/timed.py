@@ -63,6 +63,7 @@ class Clock(pl.Callback):
             self._epochs.append(
                 {"steps": steps - 1 - WARM, "seconds": seconds, "waited": self._waited}
             )
+            self._write()  # what comes after an epoch can end a run
 
     def _profile(self, table: Path, batch_idx: int) -> None:
         if batch_idx == WARM:
@@ -76,7 +77,7 @@ class Clock(pl.Callback):
             averages = self._profiler.key_averages()
             table.write_text(averages.table(sort_by="self_cuda_time_total", row_limit=60))
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+    def _write(self) -> None:
         memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
         record = {
             "epochs": self._epochs, "step_ends": self._ends, "memory_gib": memory,

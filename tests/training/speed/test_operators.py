@@ -110,3 +110,19 @@ def test_what_is_enlarged_can_come_out_with_channels_last():
         resized = functional.interpolate(image, size=(8, 8), mode="bilinear")
     assert resized.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(resized, expected)
+
+
+def test_a_compiler_may_trace_them_before_and_after_they_ran():
+    """Without an installed C++ compiler too: the graph is traced, differentiated, and run as it
+    is."""
+    resize = nn.Sequential(nn.Upsample(size=(6, 10), mode="bilinear"), nn.AdaptiveAvgPool2d((3, 2)))
+    image = torch.rand(2, 3, 4, 4, requires_grad=True)
+    with operators.replaced():
+        expected = resize(image)
+        torch._dynamo.reset()
+        compiled = torch.compile(resize, backend="aot_eager", dynamic=False)
+        result = compiled(image)
+        result.sum().backward()
+        again = resize(image)
+    torch.testing.assert_close(result, expected)
+    torch.testing.assert_close(again, expected)

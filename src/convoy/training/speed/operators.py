@@ -7,7 +7,6 @@ fork gets them too. What the fast forms do not cover goes to torch's own functio
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -62,8 +61,9 @@ def interpolate(
     else:
         scales = _pair(scale_factor)
         targets = (int(height * scales[0]), int(width * scales[1]))
-    rows = _weights(height, targets[0], input.device, scales[0], bool(align_corners))
-    columns = _weights(width, targets[1], input.device, scales[1], bool(align_corners))
+    # Not kept in a table: a compiler traces this with tensors that hold no values.
+    rows = bilinear_weights(height, targets[0], input.device, scales[0], bool(align_corners))
+    columns = bilinear_weights(width, targets[1], input.device, scales[1], bool(align_corners))
     larger = targets[0] * targets[1] > height * width
     return resize_bilinear(input, rows, columns, _channels_last and larger)
 
@@ -81,19 +81,3 @@ def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
 
 def _pair(value: Any) -> tuple[Any, Any]:
     return (value[0], value[1]) if isinstance(value, (tuple, list, torch.Size)) else (value, value)
-
-
-def _weights(
-    source: int, target: int, device: torch.device, scale: float | None, align_corners: bool
-) -> Tensor:
-    """A compiler computes the weights in its kernels; a table filled inside it would be a guard."""
-    if torch.compiler.is_compiling():
-        return bilinear_weights(source, target, device, scale, align_corners)
-    return _table(source, target, device, scale, align_corners)
-
-
-@lru_cache(maxsize=256)
-def _table(
-    source: int, target: int, device: torch.device, scale: float | None, align_corners: bool
-) -> Tensor:
-    return bilinear_weights(source, target, device, scale, align_corners)
