@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from convoy.agents.bev_fusion import BevFusionAgent
-from convoy.data.cache import Builders, CacheDataset, Split, collate, logs_in, scan
+from convoy.data.cache import Builders, CacheDataset, CacheSplit, collate, logs_in, scan
 from convoy.data.order import TrainingOrder
 from convoy.training.process_group import leave_process_group
 
@@ -51,12 +51,9 @@ def main() -> None:
     if isinstance(optimizer, dict):
         optimizer = optimizer["optimizer"]
 
-    builders = Builders(
-        tuple(builder.get_unique_name() for builder in agent.get_feature_builders()),
-        tuple(builder.get_unique_name() for builder in agent.get_target_builders()),
-    )
+    builders = Builders.of(agent)
     logs = [log for log in logs_in(args.cache) if log not in args.val_logs]
-    data = CacheDataset(Split(args.cache, scan(args.cache, logs, builders).samples), builders)
+    data = CacheDataset(CacheSplit(args.cache, scan(args.cache, logs, builders).samples), builders)
     order = TrainingOrder(len(data), args.global_batch, world_size, rank, seed=0)
     loader = DataLoader(
         data,

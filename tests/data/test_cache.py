@@ -9,7 +9,7 @@ import torch
 from convoy.data.cache import (
     Builders,
     CacheDataset,
-    Split,
+    CacheSplit,
     collate,
     logs_in,
     read,
@@ -61,14 +61,14 @@ def test_a_cache_of_another_agent_is_refused_even_with_skip_bad(ego_cache):
 
 
 def test_reads_what_navsim_wrote(ego_cache):
-    features, targets = CacheDataset(Split(ego_cache, samples_of(ego_cache)), EGO)[0]
+    features, targets = CacheDataset(CacheSplit(ego_cache, samples_of(ego_cache)), EGO)[0]
     assert features["ego_status"].shape == (8,)
     assert targets["trajectory"].shape == (8, 3)
     assert targets["trajectory"].dtype == torch.float64
 
 
 def test_collate_stacks(ego_cache):
-    data = CacheDataset(Split(ego_cache, samples_of(ego_cache)), EGO)
+    data = CacheDataset(CacheSplit(ego_cache, samples_of(ego_cache)), EGO)
     features, targets = collate([data[0], data[1], data[2]])
     assert features["ego_status"].shape == (3, 8)
     assert torch.equal(targets["trajectory"][1], data[1][1]["trajectory"])
@@ -122,7 +122,7 @@ def test_damage_names_the_file(ego_cache, damage):
 def test_an_unreadable_sample_is_handed_on_as_its_error(ego_cache):
     samples = samples_of(ego_cache)
     truncated(ego_cache / samples[5] / "ego_status_feature.gz")
-    data = CacheDataset(Split(ego_cache, samples), EGO)
+    data = CacheDataset(CacheSplit(ego_cache, samples), EGO)
     batch = collate([data[4], data[5]])
     assert isinstance(batch, ConvoyError)
     assert samples[5] in str(batch)
@@ -132,7 +132,7 @@ def test_skipping_takes_the_next_sample_and_notes_it(ego_cache, tmp_path):
     samples = samples_of(ego_cache)
     truncated(ego_cache / samples[5] / "ego_status_feature.gz")
     log = tmp_path / "skipped.jsonl"
-    data = CacheDataset(Split(ego_cache, samples), EGO, skipped_log=log)
+    data = CacheDataset(CacheSplit(ego_cache, samples), EGO, skipped_log=log)
     assert torch.equal(data[5][0]["ego_status"], data[6][0]["ego_status"])
     assert skipped_samples(log) == {samples[5]}
     assert len(log.read_text().splitlines()) == 1
@@ -142,7 +142,7 @@ def test_a_cache_with_nothing_readable_says_so(ego_cache, tmp_path):
     samples = samples_of(ego_cache)[:3]
     for sample in samples:
         truncated(ego_cache / sample / "trajectory_target.gz")
-    data = CacheDataset(Split(ego_cache, samples), EGO, skipped_log=tmp_path / "skipped.jsonl")
+    data = CacheDataset(CacheSplit(ego_cache, samples), EGO, skipped_log=tmp_path / "skipped.jsonl")
     assert "No sample" in str(data[0])
 
 
@@ -171,7 +171,7 @@ def test_equals_navsims_own_dataset(ego_cache, navsim_tree):
     theirs = CacheOnlyDataset(
         str(ego_cache), [Builder(EGO.features[0])], [Builder(EGO.targets[0])], logs_in(ego_cache)
     )
-    split = Split(ego_cache, samples_of(ego_cache))
+    split = CacheSplit(ego_cache, samples_of(ego_cache))
     ours = CacheDataset(split, EGO)
     assert sorted(theirs.tokens) == sorted(sample.split("/")[1] for sample in split.samples)
     for index, sample in enumerate(split.samples):

@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 
 from convoy.commands.__main__ import main
 from convoy.data import nesting
-from convoy.data.cache import Builders, CacheDataset, Split, collate, scan
+from convoy.data.cache import Builders, CacheDataset, CacheSplit, collate, scan
 from convoy.data.layout import layout_from_json, layout_to_json
 from convoy.data.packing import pack
 from convoy.data.shard_loader import ShardLoader, ShardReader
@@ -94,7 +94,7 @@ def both(tmp_path_factory):
     manifest = load_manifest(out)
     split = split_of(manifest, out, manifest.logs)
     assert split.samples == found.samples and manifest.failures == ()
-    return CacheDataset(Split(cache, found.samples), BUILDERS), split
+    return CacheDataset(CacheSplit(cache, found.samples), BUILDERS), split
 
 
 @pytest.mark.parametrize("threads", [0, 2])

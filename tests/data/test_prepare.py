@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from convoy.commands.__main__ import main
-from convoy.data.cache import Builders, CacheDataset, Split, collate, logs_in, scan
+from convoy.data.cache import Builders, CacheDataset, CacheSplit, collate, logs_in, scan
 from convoy.data.prepare.plan import Unit, share
 from convoy.data.prepare.tasks import Sign
 from convoy.data.shard_loader import ShardLoader
@@ -53,7 +53,7 @@ def require_equal_to_cache(out, cache, left_out=0):
     found = scan(cache, logs_in(cache), EGO).samples
     kept = [name for name in found if name in set(split.samples)]
     assert len(kept) == len(found) - left_out and split.samples == tuple(kept)
-    theirs = CacheDataset(Split(cache, tuple(kept)), EGO)
+    theirs = CacheDataset(CacheSplit(cache, tuple(kept)), EGO)
     loader = ShardLoader(split, EGO, list(range(len(kept))), 8, ShardReader(0, False), 1)
     for number, batch in enumerate(loader):
         reference = collate([theirs[index] for index in range(8 * number, 8 * number + batch.size)])

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from convoy.commands.__main__ import main
-from convoy.data.cache import Builders, CacheDataset, Split, collate, logs_in, scan
+from convoy.data.cache import Builders, CacheDataset, CacheSplit, collate, logs_in, scan
 from convoy.data.prepare.inputs import RawInput
 from convoy.data.prepare.run import Options, prepare
 from convoy.data.shard_loader import ShardLoader
@@ -106,7 +106,7 @@ def test_the_same_bits_as_navsims_own_caching(environment, navsim_cache, tmp_pat
     split = split_of(manifest, tmp_path, manifest.logs)
     samples = scan(navsim_cache, logs_in(navsim_cache), TRANSFUSER).samples
     assert split.samples == samples and len(samples) == environment.samples
-    theirs = CacheDataset(Split(navsim_cache, samples), TRANSFUSER)
+    theirs = CacheDataset(CacheSplit(navsim_cache, samples), TRANSFUSER)
     order = list(range(len(samples)))
     (ours,) = ShardLoader(split, TRANSFUSER, order, len(order), ShardReader(2, False), 1)
     for mine, other in zip(ours, collate([theirs[index] for index in order]), strict=True):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from convoy.data import shard_loader
-from convoy.data.cache import Builders, CacheDataset, Split, collate, scan
+from convoy.data.cache import Builders, CacheDataset, CacheSplit, collate, scan
 from convoy.data.packed_batch import PackedBatch
 from convoy.data.shard import Builder
 from convoy.data.shard_loader import ShardLoader
@@ -210,7 +210,7 @@ def test_the_same_bits_as_from_the_gzip_cache(tmp_path):
                 pickle.dump(tensors, file)
     found = scan(tmp_path / "cache", ["x", "y"], BUILDERS)
     assert found.samples == split.samples
-    theirs = CacheDataset(Split(tmp_path / "cache", found.samples), BUILDERS)
+    theirs = CacheDataset(CacheSplit(tmp_path / "cache", found.samples), BUILDERS)
     order = [7, 0, 9, 3, 3]
     ours = next(iter(loader(split, order, batch_size=5)))
     for mine, other in zip(ours, collate([theirs[index] for index in order]), strict=True):

@@ -114,11 +114,11 @@ def _info(args: argparse.Namespace, manifest: Manifest) -> int:
 
 
 def _verify(args: argparse.Namespace, manifest: Manifest) -> int:
-    from convoy.data.verify import strangers, verify
+    from convoy.data.verify import unknown_files, verify
 
     with progress("bytes", manifest.bytes) as shown:
         damaged = verify(args.path, manifest, shown.advance)
-    unknown = strangers(args.path, manifest)
+    unknown = unknown_files(args.path, manifest)
     if args.json:
         problems = [{"file": str(damage.path), "problem": damage.problem} for damage in damaged]
         print(

@@ -148,7 +148,7 @@ def _plot(overrides: list[str], run_dir: Path, path: Path) -> Path:
     """Predicted against true trajectories of some held-out samples, with the trained agent."""
     import torch
 
-    from convoy.data.cache import Builders, CacheDataset, Split, collate, logs_in, scan
+    from convoy.data.cache import Builders, CacheDataset, CacheSplit, collate, logs_in, scan
     from convoy.data.split import choose_logs
     from convoy.navsim.agents import build_agent
     from convoy.run.layout import RunDirectory
@@ -162,13 +162,10 @@ def _plot(overrides: list[str], run_dir: Path, path: Path) -> Path:
     agent.load_state_dict(
         {key.removeprefix("agent."): value for key, value in checkpoint["state_dict"].items()}
     )
-    builders = Builders(
-        tuple(builder.get_unique_name() for builder in agent.get_feature_builders()),
-        tuple(builder.get_unique_name() for builder in agent.get_target_builders()),
-    )
+    builders = Builders.of(agent)
     cache = Path(settings.config.cache_path)
     samples = scan(cache, choose_logs(settings.config, logs_in(cache)).val, builders).samples
-    data = CacheDataset(Split(cache, samples), builders)
+    data = CacheDataset(CacheSplit(cache, samples), builders)
     picked = range(0, len(data), max(1, len(data) // 8))[:8]
     batch = collate([data[index] for index in picked])
     if isinstance(batch, ConvoyError):

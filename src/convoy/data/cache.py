@@ -22,6 +22,7 @@ from typing import Any
 
 from torch.utils.data import Dataset, default_collate
 
+from convoy.agents.contract import TrainableAgent
 from convoy.data import pickles
 from convoy.errors import ConvoyError
 
@@ -51,13 +52,22 @@ class Builders:
     features: tuple[str, ...]
     targets: tuple[str, ...]
 
+    @classmethod
+    def of(cls, agent: TrainableAgent) -> "Builders":
+        """Those of an agent. Raises NotImplementedError for one that has none (NAVSIM's rule-based
+        agents)."""
+        return cls(
+            tuple(builder.get_unique_name() for builder in agent.get_feature_builders()),
+            tuple(builder.get_unique_name() for builder in agent.get_target_builders()),
+        )
+
     @property
     def names(self) -> tuple[str, ...]:
         return self.features + self.targets
 
 
 @dataclass(frozen=True)
-class Split:
+class CacheSplit:
     """Samples of one split, as `<log>/<token>`, sorted: the same order on every machine."""
 
     root: Path
@@ -208,7 +218,7 @@ class CacheDataset(Dataset[Sample | ConvoyError]):
 
     def __init__(
         self,
-        split: Split,
+        split: CacheSplit,
         builders: Builders,
         skipped_log: Path | None = None,
         trusted: bool = False,

@@ -13,7 +13,7 @@ import pickletools
 import zipfile
 import zlib
 from collections import OrderedDict
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -253,9 +253,6 @@ def _parameter(data: Any, requires_grad: Any, hooks: Any) -> Any:
     return data
 
 
-_BYTE_ORDERS: tuple[Literal["<", ">", "=", "|"], ...] = ("<", ">", "=", "|")
-
-
 class _Dtype(_Own):
     """A numpy dtype, from what numpy.dtype is called with and its state."""
 
@@ -266,8 +263,7 @@ class _Dtype(_Own):
         self._order = state[1]
 
     def get(self) -> np.dtype:
-        order = next((known for known in _BYTE_ORDERS if known == self._order), None)
-        if not isinstance(self._name, str) or order is None:
+        if not isinstance(self._name, str) or self._order not in tuple("<>=|"):
             raise Refused("an unknown numpy dtype")
         dtype = np.dtype(self._name)
         if dtype.kind not in "biufcUS":

@@ -15,7 +15,7 @@ from convoy.errors import ConvoyError
 
 logger = logging.getLogger("convoy")
 
-Split = cache.Split | ShardSplit
+Split = cache.CacheSplit | ShardSplit
 
 
 class CacheSource:
@@ -32,7 +32,7 @@ class CacheSource:
     def logs(self) -> list[str]:
         return cache.logs_in(self._root)
 
-    def split(self, name: str, logs: Sequence[str], builders: Builders) -> cache.Split:
+    def split(self, name: str, logs: Sequence[str], builders: Builders) -> cache.CacheSplit:
         """The usable samples of `logs`. Raises ConvoyError without any, or for incomplete ones
         without skip_bad."""
         found = cache.scan(self._root, logs, builders)
@@ -44,7 +44,7 @@ class CacheSource:
                 found.total - len(found.samples),
                 found.total,
             )
-        return cache.Split(self._root, found.samples)
+        return cache.CacheSplit(self._root, found.samples)
 
 
 class ShardSource:

@@ -12,7 +12,7 @@ from convoy.navsim import tree
 
 
 @dataclass(frozen=True)
-class LogSplit:
+class ChosenLogs:
     """Names of the logs of both splits, and why these."""
 
     train: tuple[str, ...]
@@ -20,12 +20,14 @@ class LogSplit:
     reason: str
 
 
-def choose_logs(config: DictConfig, present: Sequence[str]) -> LogSplit:
+def choose_logs(config: DictConfig, present: Sequence[str]) -> ChosenLogs:
     """The configured logs; else NAVSIM's default split where logs of both its parts are `present`;
     else a share of those, held out by a hash of their names (so it does not move when logs are
     added)."""
     if config.train_logs is not None:
-        return LogSplit(tuple(config.train_logs), tuple(config.val_logs), "train_logs and val_logs")
+        return ChosenLogs(
+            tuple(config.train_logs), tuple(config.val_logs), "train_logs and val_logs"
+        )
     default = tree.default_split()
     if default is not None:
         with default.open() as file:
@@ -34,7 +36,7 @@ def choose_logs(config: DictConfig, present: Sequence[str]) -> LogSplit:
             )  # 16,000 lines: OmegaConf's loader takes seconds
         train, val = set(named["train_logs"]) & set(present), set(named["val_logs"]) & set(present)
         if train and val:
-            return LogSplit(tuple(sorted(train)), tuple(sorted(val)), "NAVSIM's default split")
+            return ChosenLogs(tuple(sorted(train)), tuple(sorted(val)), "NAVSIM's default split")
     held_out = max(1, round(config.data.val_fraction * len(present)))
     if len(present) <= held_out:
         raise ConvoyError(
@@ -42,7 +44,7 @@ def choose_logs(config: DictConfig, present: Sequence[str]) -> LogSplit:
             f"{config.data.val_fraction} of them. Give train_logs and val_logs, or add logs."
         )
     by_hash = sorted(present, key=lambda log: hashlib.sha256(log.encode()).digest())
-    return LogSplit(
+    return ChosenLogs(
         tuple(sorted(by_hash[held_out:])),
         tuple(sorted(by_hash[:held_out])),
         f"data.val_fraction={config.data.val_fraction} of the logs are held out",

@@ -59,7 +59,7 @@ def verify(
         return [damage for damage in pool.map(check, shards) if damage]
 
 
-def strangers(root: Path, manifest: Manifest) -> list[Path]:
+def unknown_files(root: Path, manifest: Manifest) -> list[Path]:
     """Files among the shards that the manifest does not name; a killed preparation leaves such."""
     known = {f"{shard.name}{suffix}" for shard in manifest.shards for suffix in (SUFFIX, ".json")}
     return sorted(path for path in (root / SHARDS).iterdir() if path.name not in known)

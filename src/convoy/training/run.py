@@ -179,10 +179,7 @@ def _builders(agent: object) -> Builders:
             f"{type(agent).__name__} cannot be trained: it has no {', '.join(lacking)}."
         )
     try:
-        return Builders(
-            tuple(builder.get_unique_name() for builder in agent.get_feature_builders()),
-            tuple(builder.get_unique_name() for builder in agent.get_target_builders()),
-        )
+        return Builders.of(agent)
     except NotImplementedError as error:
         raise ConvoyError(f"{type(agent).__name__} cannot be trained: {error}") from error
 
