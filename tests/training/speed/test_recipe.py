@@ -31,10 +31,16 @@ def test_the_configuration_names_every_switch():
 
 
 def test_each_level_has_what_the_one_below_has():
-    plain, default, most = (on(choose(config(level), 8)) for level in SPEED_LEVELS)
+    plain, default, most = (on(choose(config(level), 1)) for level in SPEED_LEVELS)
     assert plain == set()
     assert most - default == {"compile", "graph"}
-    assert most == set(SPEED_SWITCHES)
+    assert most == set(SPEED_SWITCHES) - {"ddp"}
+
+
+def test_several_ranks_have_a_graph_where_it_is_asked_for():
+    assert on(choose(config(), 8)) == on(choose(config("default"), 8))
+    recipe = choose(config(speed_switches__graph=True), 8)
+    assert on(recipe) == set(SPEED_SWITCHES)
 
 
 def test_on_the_host_nothing_is_on_and_the_record_says_why():

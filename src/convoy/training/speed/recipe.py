@@ -99,6 +99,11 @@ def choose(config: DictConfig, world_size: int) -> Recipe:
         )
     for reason in _against_graph(config):
         recipe.turn_off("graph", reason)
+    if world_size > 1 and config.speed_switches.graph is None:
+        reason = "not measured on several GPUs yet; speed_switches.graph=true tries it"
+        recipe.turn_off("graph", reason)
+        if config.speed_switches.compile is None:
+            recipe.turn_off("compile", reason)
     if params.get("deterministic"):
         recipe.turn_off("cudnn_benchmark", "trainer.params.deterministic is on")
     if params.get("benchmark") is not None:
