@@ -70,7 +70,7 @@ class Acceleration(pl.Callback):
             if recipe["cudnn_benchmark"]:
                 torch.backends.cudnn.benchmark = True
             if recipe["channels_last"]:
-                self._agent.to(memory_format=torch.channels_last)
+                self._agent.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             if recipe["compile"]:
                 self._compile(compile_cache)
             yield

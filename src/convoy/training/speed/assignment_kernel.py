@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 @triton.jit(do_not_specialize=["n"])
-def _assign(cost_ptr, out_ptr, n, N: tl.constexpr):
+def _assign(cost_ptr, out_ptr, n, N: tl.constexpr):  # type: ignore[no-untyped-def]
     lane = tl.arange(0, N)
     real = lane < n
     INF = float("inf")

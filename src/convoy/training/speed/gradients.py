@@ -61,7 +61,7 @@ class _Bucket:
         return hook
 
     def begin(self) -> None:
-        gradients = [entry.grad for entry in self._parameters]
+        gradients = [entry.grad for entry in self._parameters if entry.grad is not None]
         torch._foreach_copy_(self._views, gradients)
         self._flat.div_(self._world_size)  # before the sum, as DistributedDataParallel does
         self._work = dist.all_reduce(self._flat, async_op=True)

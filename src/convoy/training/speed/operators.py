@@ -55,11 +55,10 @@ def interpolate(
             input, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias
         )
     height, width = input.shape[2:]
+    scales: tuple[Any, Any] = (None, None) if size is not None else _pair(scale_factor)
     if size is not None:
         targets = _pair(size)
-        scales = (None, None)
     else:
-        scales = _pair(scale_factor)
         targets = (int(height * scales[0]), int(width * scales[1]))
     # Not kept in a table: a compiler traces this with tensors that hold no values.
     rows = bilinear_weights(height, targets[0], input.device, scales[0], bool(align_corners))

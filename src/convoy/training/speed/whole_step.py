@@ -119,7 +119,7 @@ class WholeStep:
         with torch.cuda.stream(self._stream):
             outcome = self._take(self._batch, self._loss)
         torch.cuda.current_stream().wait_stream(self._stream)
-        if before is not None and self._steps > 1:
+        if before is not None and self._agent is not None and self._steps > 1:
             reason = reason_against_graph(before, HostState(self._agent))
             if reason:
                 self._without_graph(reason)
