@@ -38,6 +38,7 @@ from convoy.training.rehearsal import SAMPLES, Rehearsal, rehearse
 from convoy.training.resume import choose_checkpoint
 from convoy.training.safe_points import SafePoints
 from convoy.training.speed.acceleration import Acceleration
+from convoy.training.speed.recipe import Recipe
 from convoy.training.speed.recipe import choose as choose_recipe
 from convoy.training.start import Start, started
 from convoy.training.trainer import build_trainer, device, require_accelerator
@@ -128,15 +129,21 @@ def _train(settings: Settings, start: Start, control: Control, request: StopRequ
         logger.info("going on from %s", resume)
         start.record("resume", file=resume.name)
     cache = Path(config.compile_cache) if config.compile_cache else run.compile_cache
+    _record_speed(recipe, run, topology)
     with speed.applied(cache):
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume)
+    _record_speed(recipe, run, topology)  # a switch may have been given up on the way
     if progress.steps == 0 and run.results.is_file():
         logger.info("finished before: results in %s", run.results)
         return
     results |= _metrics(module, "") | {"samples_per_s": _number(progress.samples_per_second)}
     if topology.is_rank_zero:
-        write_text(run.speed, json.dumps(recipe.record(), indent=1) + "\n")
         _finish(run, results, config.data.skip_bad)
+
+
+def _record_speed(recipe: Recipe, run: RunDirectory, topology: Topology) -> None:
+    if topology.is_rank_zero:
+        write_text(run.speed, json.dumps(recipe.record(), indent=1) + "\n")
 
 
 def _require_one_configuration(config: DictConfig, topology: Topology, control: Control) -> None:
