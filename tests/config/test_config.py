@@ -131,7 +131,7 @@ def test_empty_cache(tmp_path):
 
 def test_a_devkit_root_without_navsim(cache, tmp_path, monkeypatch):
     monkeypatch.setenv("NAVSIM_DEVKIT_ROOT", str(tmp_path))
-    with pytest.raises(ConvoyError, match="holds no navsim/ folder"):
+    with pytest.raises(ConvoyError, match="has no navsim/ folder"):
         load(cache)
 
 

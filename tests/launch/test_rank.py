@@ -85,7 +85,7 @@ def test_world_size_does_not_change_what_is_learned(settings, train, tmp_path):
 
 
 def test_nodes_with_different_arguments_are_refused(settings, train, tmp_path):
-    """Two agents of one rendezvous, one with another seed: told on both, before anything is
+    """Two agents of one rendezvous, one with another seed: reported on both, before anything is
     trained."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

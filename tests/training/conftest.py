@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -156,5 +157,7 @@ def train_here(
     torch.set_num_threads(1)
     yield run
     torch.set_num_threads(threads)
+    for name in [name for name in sys.modules if name.split(".")[0] == "navsim"]:
+        del sys.modules[name]  # the tree was the test's own
     os.environ.pop("INTERRUPT", None)
     torch.use_deterministic_algorithms(False)

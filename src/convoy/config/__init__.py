@@ -1,5 +1,7 @@
-"""The configuration: composed by Hydra, checked before anything expensive starts. Imports no
-torch."""
+"""The configuration: composed by Hydra, checked before anything expensive starts.
+
+Imports no torch.
+"""
 
 import os
 from collections.abc import Sequence
@@ -65,8 +67,10 @@ def load(overrides: Sequence[str], topology: Topology, navsim_groups: Path | Non
 
 
 def check(config: DictConfig, topology: Topology) -> BatchPlan:
-    """Check `config` against the launch; write the derived `trainer.params` and `global_batch` into
-    it."""
+    """Check `config` against the launch.
+
+    Write the derived `trainer.params` and `global_batch` into it.
+    """
     with open_dict(config):
         _restore_defaults(config.trainer.params)
         check_values(config)

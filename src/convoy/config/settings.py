@@ -59,6 +59,7 @@ SETTINGS: dict[str, Kind] = {
     "data.trust_cache": SWITCH,
     "data.stage": TEXT | NULL,
     "data.stage_gb": number(above=0) | NULL,
+    "tracker": one_of("wandb", "mlflow") | NULL,
     "checkpoint.every_minutes": number(least=0),
     "checkpoint.keep": whole(1),
     "speed": one_of(*SPEED_LEVELS),

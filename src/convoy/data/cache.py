@@ -29,6 +29,7 @@ from convoy.errors import ConvoyError
 Sample = tuple[dict[Any, Any], dict[Any, Any]]
 
 SCAN_THREADS = 16  # a parallel file system answers many small requests at once, each of them slowly
+# What a damaged or foreign pickle is known to raise.
 UNREADABLE = (
     EOFError,
     zlib.error,
@@ -42,7 +43,7 @@ UNREADABLE = (
     TypeError,
     ValueError,
     OSError,
-)  # what a damaged or foreign pickle is known to raise
+)
 
 
 @dataclass(frozen=True)

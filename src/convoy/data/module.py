@@ -31,8 +31,7 @@ Order = TrainingOrder | ValidationOrder
 
 
 class DataModule(pl.LightningDataModule):
-    """Loaders of the two splits; keeps in the checkpoint how far the epoch's order has been
-    consumed."""
+    """Loaders of both splits; the checkpoint keeps how far the epoch's order was consumed."""
 
     def __init__(
         self,

@@ -67,7 +67,7 @@ def run_torchrun(arguments: Sequence[str], launch: Launch, run: RunDirectory) ->
         if not verdict.read(run, launch.start):
             raise ConvoyError(
                 f"{host} could not meet the other nodes at {launch.endpoint}: {error}. Is the "
-                "first node up, and may nodes connect to each other on that port?"
+                "first node up, and can nodes connect to each other on that port?"
             ) from error
     except SignalException as stopped:
         raise SystemExit(128 + stopped.sigval) from stopped

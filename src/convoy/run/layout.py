@@ -127,6 +127,21 @@ class RunDirectory:
         return self.root / "prediction.json"
 
     @property
+    def manifest(self) -> Path:
+        """What the run is made of, as JSON: software, packages, hardware, data, switches."""
+        return self.root / "manifest.json"
+
+    @property
+    def edits(self) -> Path:
+        """The difference of Convoy's files to their commit, where there was one."""
+        return self.root / "edits.diff"
+
+    @property
+    def tracker(self) -> Path:
+        """What Weights & Biases or MLflow write, offline."""
+        return self.root / "tracker"
+
+    @property
     def vitals(self) -> Path:
         """One `<host>.jsonl` per node: its memory and GPUs, every few seconds."""
         return self.root / "vitals"

@@ -26,6 +26,7 @@ from convoy.training.metrics import (
 )
 from convoy.training.process_group import Control
 from convoy.training.rehearsal import Rehearsal
+from convoy.training.report import DrawnSamples
 from convoy.training.speed.acceleration import Acceleration
 
 DISPLACEMENTS = ("ade", "fde", "ade_constant_velocity", "fde_constant_velocity")
@@ -55,7 +56,9 @@ class AgentModule(pl.LightningModule):
         self.agent = agent
         self.rehearsal = rehearsal
         self.validation: dict[str, float] = {}  # the last validation's means, without prefix
+        self.validated_step: int | None = None  # of the training's steps, where that was in it
         self._calls = calls
+        self.drawn: DrawnSamples | None = None  # of the last validation, for the report
         self._keys = keys
         self._run = run
         self._control = control
@@ -134,6 +137,8 @@ class AgentModule(pl.LightningModule):
         self._show("val", scalars, "step")
         pair = self._keys.pair(outcome.predictions, targets)
         if pair is not None:
+            if batch_idx == 0 and self.trainer.is_global_zero:
+                self.drawn = DrawnSamples.of(features, *pair)
             scalars |= _displacements("", *pair)
             velocity = ego_velocity(features)
             if velocity is not None:
@@ -141,10 +146,20 @@ class AgentModule(pl.LightningModule):
                 scalars |= _displacements("_constant_velocity", guess, pair[1])
         self._validation_means.add(scalars, own)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["last_validation"] = {"step": self.validated_step, "means": self.validation}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A run that ends without another validation has the figures of the one before."""
+        last = checkpoint.get("last_validation")
+        if last is not None:
+            self.validated_step, self.validation = last["step"], last["means"]
+
     def log_validation_means(self) -> None:
         """Log means over all ranks' samples: val/loss and the agent's other scalars; in metres
         val/ade, val/fde and the constant-velocity guess's. All ranks call it."""
         self.validation = self._validation_means.over_ranks(self._control)
+        self.validated_step = self.trainer.global_step if self.trainer.state.fn == "fit" else None
         for name, mean in self.validation.items():
             self.log(f"val/{name}", mean, rank_zero_only=False, sync_dist=False)
             self.trainer.callback_metrics[f"val/{name}_epoch"] = torch.tensor(mean)
@@ -234,6 +249,18 @@ class FiniteCheck:
 
 class NavsimMetricNames(pl.Callback):
     """Comes first among the callbacks, so that the others find the means of the epoch that ends."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse a scheduler that would leave each rank with a learning rate of its own."""
+        for scheduler in trainer.lr_scheduler_configs if trainer.world_size > 1 else ():
+            of_a_step = scheduler.interval == "step" and scheduler.reduce_on_plateau
+            monitor = str(scheduler.monitor)
+            if of_a_step and monitor.startswith("train/") and not monitor.endswith("_epoch"):
+                raise ConvoyError(
+                    f"The agent's scheduler follows {scheduler.monitor} at every step, which is "
+                    "each rank's own: their learning rates would part. Let it follow "
+                    "train/loss_epoch with interval=epoch, or val/loss."
+                )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, AgentModule)

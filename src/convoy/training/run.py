@@ -29,12 +29,16 @@ from convoy.run.stop_request import StopRequest
 from convoy.topology import Topology
 from convoy.training import logs
 from convoy.training.checkpoint import CheckpointFolder, CheckpointWriter
+from convoy.training.manifest import complete_manifest, write_manifest
 from convoy.training.metrics import TrajectoryKeys
 from convoy.training.module import AgentModule, NavsimMetricNames
+from convoy.training.pace import Pace
 from convoy.training.process_group import Control, process_group
 from convoy.training.progress import ProgressReport
 from convoy.training.randomness import Randomness
+from convoy.training.refusals import explained
 from convoy.training.rehearsal import SAMPLES, Rehearsal, rehearse
+from convoy.training.report import write_report
 from convoy.training.resume import choose_checkpoint
 from convoy.training.safe_points import SafePoints
 from convoy.training.speed.acceleration import Acceleration
@@ -83,6 +87,9 @@ def _train(settings: Settings, start: Start, control: Control, request: StopRequ
     calls = AgentCalls(agent)
     data = control.on_rank_zero(lambda: _find_data(settings, builders))
     _require_known_tokens(calls, config, data)
+    if topology.is_rank_zero:
+        split = {"train": data.train.samples, "validation": data.val.samples}
+        write_manifest(run, config, split)
     recipe = choose_recipe(config, topology.world_size)
     speed = Acceleration(recipe, agent, topology.world_size, calls.wants_tokens)
     datamodule = DataModule(
@@ -106,6 +113,7 @@ def _train(settings: Settings, start: Start, control: Control, request: StopRequ
         NavsimMetricNames(),
         *agent.get_training_callbacks(),
         progress,
+        Pace(run, topology),
         SafePoints(
             folder,
             writer,
@@ -125,20 +133,24 @@ def _train(settings: Settings, start: Start, control: Control, request: StopRequ
     if config.validate_first and resume is None:
         trainer.validate(module, datamodule=datamodule, verbose=False)
         results |= _metrics(module, "_before")
+        module.validation = {}
     if resume is not None:
         logger.info("going on from %s", resume)
         start.record("resume", file=resume.name)
     cache = Path(config.compile_cache) if config.compile_cache else run.compile_cache
     _record_speed(recipe, run, topology)
-    with speed.applied(cache):
+    with speed.applied(cache), explained():
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume)
     _record_speed(recipe, run, topology)  # a switch may have been given up on the way
     if progress.steps == 0 and run.results.is_file():
         logger.info("finished before: results in %s", run.results)
         return
     results |= _metrics(module, "") | {"samples_per_s": _number(progress.samples_per_second)}
+    results |= {"step": trainer.global_step, "validated_step": module.validated_step}
     if topology.is_rank_zero:
         _finish(run, results, config.data.skip_bad)
+        complete_manifest(run)
+        write_report(run, module.drawn)
 
 
 def _record_speed(recipe: Recipe, run: RunDirectory, topology: Topology) -> None:
@@ -259,5 +271,11 @@ def _finish(run: RunDirectory, results: dict[str, Any], skip_bad: bool) -> None:
             len(skipped),
             f", listed in {run.skipped_samples}" if skipped else "",
         )
+    step, validated = results["step"], results["validated_step"]
+    if validated is None:
+        logger.info("no validation: results have no figures of the last weights, step %d", step)
+    elif validated != step:
+        logger.info("the figures are those of step %d; the last weights are of step %d",
+                    validated, step)  # fmt: skip
     write_text(run.results, json.dumps(results, indent=1) + "\n")
     logger.info("finished: results in %s", run.results)

@@ -13,7 +13,6 @@ from lightning_fabric.plugins.environments import (
     TorchElasticEnvironment,
 )
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
 
 from convoy.config import Settings
@@ -23,6 +22,7 @@ from convoy.topology import Topology
 from convoy.training.speed.recipe import Recipe
 from convoy.training.speed.strategy import WholeStepStrategy
 from convoy.training.stopping import leave_signals_to_us
+from convoy.training.trackers import loggers
 
 
 def build_trainer(
@@ -36,11 +36,6 @@ def build_trainer(
     """The Trainer for `trainer.params`, which convoy.config has checked."""
     params: dict[str, Any] = OmegaConf.to_container(settings.config.trainer.params)  # type: ignore[assignment]
     params["strategy"] = _strategy(params["strategy"], settings, topology, recipe)
-    # TensorBoard comes first: NAVSIM's callbacks draw their pictures into `trainer.logger`.
-    loggers = [
-        TensorBoardLogger(run.root, name="tensorboard", version=""),
-        CSVLogger(run.root, name="metrics"),
-    ]
     # Alone, LightningEnvironment keeps Lightning from taking a surrounding SLURM job for its own
     # launcher.
     environment: ClusterEnvironment = (
@@ -50,7 +45,7 @@ def build_trainer(
         **params,
         plugins=[environment, checkpoints],
         callbacks=callbacks,
-        logger=loggers,
+        logger=loggers(run, settings.config.tracker),
         use_distributed_sampler=False,
         enable_progress_bar=False,
         enable_model_summary=False,
