@@ -54,6 +54,7 @@ SETTINGS: dict[str, Kind] = {
     "global_batch": whole(1) | NULL,
     "validate_first": SWITCH,
     "distributed_timeout_minutes": number(above=0),
+    "watchdog_minutes": number(least=0),
     "data.val_fraction": number(above=0, below=1),
     "data.skip_bad": SWITCH,
     "data.trust_cache": SWITCH,

@@ -1,6 +1,7 @@
 """The Lightning module around an agent: its loss, its optimiser, and displacement errors at
 validation."""
 
+import contextlib
 import json
 import math
 from collections import deque
@@ -184,12 +185,9 @@ class AgentModule(pl.LightningModule):
         loss, epoch, batch_index = bad
         samples = self.trainer.datamodule.training_samples(epoch, batch_index)
         record = self._run.non_finite_batch(self.global_rank)
-        record.write_text(
-            json.dumps(
-                {"loss": str(loss), "epoch": epoch, "batch": batch_index, "samples": samples},
-                indent=1,
-            )
-        )
+        facts = {"loss": str(loss), "epoch": epoch, "batch": batch_index, "samples": samples}
+        with contextlib.suppress(OSError):  # a full disk must not hide the reason
+            record.write_text(json.dumps(facts, indent=1))
         raise ConvoyError(
             f"The loss became {loss} on rank {self.global_rank} (epoch {epoch}, batch "
             f"{batch_index}); the batch's {len(samples)} tokens are in {record}. The last "

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +31,7 @@ from convoy.topology import Topology
 from convoy.training import logs
 from convoy.training.checkpoint import CheckpointFolder, CheckpointWriter
 from convoy.training.manifest import complete_manifest, write_manifest
+from convoy.training.memory import MemoryForecast, explain
 from convoy.training.metrics import TrajectoryKeys
 from convoy.training.module import AgentModule, NavsimMetricNames
 from convoy.training.pace import Pace
@@ -46,6 +48,7 @@ from convoy.training.speed.recipe import Recipe
 from convoy.training.speed.recipe import choose as choose_recipe
 from convoy.training.start import Start, started
 from convoy.training.trainer import build_trainer, device, require_accelerator
+from convoy.training.watchdog import Watchdog
 from convoy.training.weights import load_weights
 
 logger = logging.getLogger("convoy")
@@ -59,10 +62,16 @@ class Data:
     val: Split
 
 
-def train(settings: Settings, topology: Topology, request: StopRequest) -> None:
+def train(
+    settings: Settings,
+    topology: Topology,
+    request: StopRequest,
+    failed: Callable[[str], None] = lambda message: None,
+) -> None:
     """Train, and leave the results in the run directory.
 
-    Raises ConvoyError for what the user can fix, StoppedEarly after `request`.
+    Raises ConvoyError for what the user can fix, StoppedEarly after `request`. A run that gets
+    stuck is ended from a thread, after `failed` was called with the reason.
     """
     config = settings.config
     logs.speak_on_rank_zero(topology)
@@ -72,10 +81,21 @@ def train(settings: Settings, topology: Topology, request: StopRequest) -> None:
         _require_one_configuration(config, topology, control)
         with started(config, topology, control) as start:
             _log_start(start.run, settings, topology)
-            _train(settings, start, control, request)
+            watchdog = Watchdog(
+                start.run, topology, request, config.watchdog_minutes, start.record_any, failed
+            )
+            try:
+                _train(settings, start, control, request, watchdog)
+            except Exception as error:
+                out_of_memory = explain(error, config, topology)
+                if out_of_memory is None:
+                    raise
+                raise out_of_memory from error
 
 
-def _train(settings: Settings, start: Start, control: Control, request: StopRequest) -> None:
+def _train(
+    settings: Settings, start: Start, control: Control, request: StopRequest, watchdog: Watchdog
+) -> None:
     config, run, topology = settings.config, start.run, start.topology
     logs.write_to(run, topology)
     for note in settings.notes:
@@ -114,6 +134,8 @@ def _train(settings: Settings, start: Start, control: Control, request: StopRequ
         *agent.get_training_callbacks(),
         progress,
         Pace(run, topology),
+        watchdog,
+        MemoryForecast(topology, start.record_any),
         SafePoints(
             folder,
             writer,
@@ -277,5 +299,11 @@ def _finish(run: RunDirectory, results: dict[str, Any], skip_bad: bool) -> None:
     elif validated != step:
         logger.info("the figures are those of step %d; the last weights are of step %d",
                     validated, step)  # fmt: skip
-    write_text(run.results, json.dumps(results, indent=1) + "\n")
+    try:
+        write_text(run.results, json.dumps(results, indent=1) + "\n")
+    except OSError as error:
+        raise ConvoyError(
+            f"The training is done and its checkpoints are whole, but {run.results} cannot be "
+            f"written: {error.strerror}. Free some space and start the same command again."
+        ) from error
     logger.info("finished: results in %s", run.results)

@@ -88,8 +88,11 @@ def _strategy(
     timeout = timedelta(minutes=settings.config.distributed_timeout_minutes)
     if recipe["graph"]:
         return WholeStepStrategy(timeout=timeout)
+    # DDP sorts its buckets anew after a start's first step, unless it looks for unused parameters:
+    # a resumed run's first step would add its ranks' gradients in another order.
+    deterministic = bool(settings.config.trainer.params.deterministic)
     options: dict[str, Any] = {
-        "find_unused_parameters": asked == "ddp_find_unused_parameters_true",
+        "find_unused_parameters": deterministic or asked == "ddp_find_unused_parameters_true",
         "gradient_as_bucket_view": recipe["ddp"],
         "static_graph": recipe["ddp"],
     }

@@ -106,6 +106,7 @@ def choose(config: DictConfig, world_size: int) -> Recipe:
             recipe.turn_off("compile", reason)
     if params.get("deterministic"):
         recipe.turn_off("cudnn_benchmark", "trainer.params.deterministic is on")
+        recipe.turn_off("ddp", "trainer.params.deterministic is on")
     if params.get("benchmark") is not None:
         recipe.turn_off("cudnn_benchmark", f"trainer.params.benchmark={params.benchmark}")
     return recipe
