@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -42,6 +43,9 @@ from convoy.training.rehearsal import SAMPLES, Rehearsal, rehearse
 from convoy.training.report import write_report
 from convoy.training.resume import choose_checkpoint
 from convoy.training.safe_points import SafePoints
+from convoy.training.speed.acceleration import Acceleration
+from convoy.training.speed.recipe import Recipe
+from convoy.training.speed.recipe import choose as choose_recipe
 from convoy.training.start import Start, started
 from convoy.training.trainer import build_trainer, device, require_accelerator
 from convoy.training.watchdog import Watchdog
@@ -106,10 +110,21 @@ def _train(
     if topology.is_rank_zero:
         split = {"train": data.train.samples, "validation": data.val.samples}
         write_manifest(run, config, split)
-    datamodule = DataModule(data.train, data.val, builders, config, settings.batches, topology, run)
+    recipe = choose_recipe(config, topology.world_size)
+    speed = Acceleration(recipe, agent, topology.world_size, calls.wants_tokens)
+    datamodule = DataModule(
+        data.train,
+        data.val,
+        builders,
+        config,
+        settings.batches,
+        topology,
+        run,
+        to_device_ahead=recipe["prefetch"],
+    )
     keys = TrajectoryKeys(config.metrics.prediction, config.metrics.target)
     rehearsal = _rehearse(agent, calls, datamodule, keys, device(config, topology))
-    module = AgentModule(agent, calls, rehearsal, keys, run, control)
+    module = AgentModule(agent, calls, rehearsal, keys, run, control, speed)
     progress = ProgressReport(settings.batches, control, ProgressFile(run))
     folder = CheckpointFolder(run)
     writer = CheckpointWriter(guard=start.require_owned)
@@ -132,7 +147,9 @@ def _train(
             config.checkpoint.keep,
         ),
     ]
-    trainer = build_trainer(settings, topology, run, callbacks, writer)
+    speed.look_at(callbacks)
+    callbacks.append(speed)
+    trainer = build_trainer(settings, topology, run, callbacks, writer, recipe)
     results: dict[str, Any] = {"run_dir": str(run.root), "world_size": topology.world_size}
     resume = choose_checkpoint(folder, control)
     if config.validate_first and resume is None:
@@ -142,8 +159,11 @@ def _train(
     if resume is not None:
         logger.info("going on from %s", resume)
         start.record("resume", file=resume.name)
-    with explained():
+    cache = Path(config.compile_cache) if config.compile_cache else run.compile_cache
+    _record_speed(recipe, run, topology)
+    with speed.applied(cache), explained():
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume)
+    _record_speed(recipe, run, topology)  # a switch may have been given up on the way
     if progress.steps == 0 and run.results.is_file():
         logger.info("finished before: results in %s", run.results)
         return
@@ -153,6 +173,11 @@ def _train(
         _finish(run, results, config.data.skip_bad)
         complete_manifest(run)
         write_report(run, module.drawn)
+
+
+def _record_speed(recipe: Recipe, run: RunDirectory, topology: Topology) -> None:
+    if topology.is_rank_zero:
+        write_text(run.speed, json.dumps(recipe.record(), indent=1) + "\n")
 
 
 def _require_one_configuration(config: DictConfig, topology: Topology, control: Control) -> None:
