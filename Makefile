@@ -3,7 +3,8 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-# The interpreter: that of the environment, if there is one. A pyenv shim may exist and fail, so each one is tried.
+# The interpreter: that of the environment, if there is one. A pyenv shim may exist and fail, so
+# each one is tried.
 PYTHONS := $(if $(wildcard .venv/convoy.stamp),.venv/bin/python) python3.11 python3.12 python3
 PYTHON ?= $(shell for python in $(PYTHONS); do \
 	if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; \

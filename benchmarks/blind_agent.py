@@ -7,8 +7,7 @@ from convoy.agents.bev_fusion import BevFusionAgent
 
 
 class BlindAgent(BevFusionAgent):
-    """Sees an all-black camera and an empty LiDAR histogram; otherwise the same model, loss and
-    optimiser."""
+    """The same model, loss and optimiser, with a black camera and an empty LiDAR histogram."""
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         blank = {

@@ -44,13 +44,8 @@ BATCH, FILES, THREADS, BLOCKS = 64, 8, 2, 4
 Reader = Callable[[np.ndarray], None]  # goes through the data set once, in the order of the indices
 Opener = Callable[[], Reader]
 PLAIN = "Convoy's reader"
-PROVIDED = {
-    "numpy",
-    "torch",
-    "torchvision",
-    "pytorch-lightning",
-    "lightning",
-}  # a training has these anyway
+# A training has these anyway.
+PROVIDED = {"numpy", "torch", "torchvision", "pytorch-lightning", "lightning"}
 
 
 def convoy(folder: Path, samples: list[Any], count: int) -> Opener:
@@ -179,9 +174,8 @@ def mds(folder: Path, records: Sequence[bytes], count: int, layout: Layout) -> O
     with MDSWriter(out=str(folder), columns={"record": "bytes"}, size_limit=limit) as writer:
         for number in range(count):
             writer.write({"record": records[number % len(records)]})
-    data = StreamingDataset(
-        local=str(folder), shuffle=False, batch_size=1
-    )  # opens its files for each item
+    # Opens its files for each item.
+    data = StreamingDataset(local=str(folder), shuffle=False, batch_size=1)
     return lambda: reader_of(lambda index: data[index]["record"], layout)
 
 
@@ -197,9 +191,8 @@ def litdata(folder: Path, records: Sequence[bytes], count: int, layout: Layout) 
 
     def open_reader() -> Reader:
         data = StreamingDataset(str(folder), shuffle=False)
-        return reader_of(
-            lambda index: data[index], layout, threads=1
-        )  # its items may not be read from threads
+        # Its items may not be read from threads.
+        return reader_of(lambda index: data[index], layout, threads=1)
 
     return open_reader
 

@@ -70,8 +70,10 @@ def size_of(batch: Any) -> int:
 
 
 def navsim_loader(data: Any, workers: int, pinned: bool, epochs: int = 1) -> DataLoader:
-    """With NAVSIM's dataloader.params; several epochs in one, so that a fast side has enough to
-    do."""
+    """With NAVSIM's dataloader.params.
+
+    Several epochs in one, so that a fast side has enough to do.
+    """
     sampler = RandomSampler(data, num_samples=epochs * len(data), replacement=epochs > 1)
     prefetch = 2 if workers else None
     return DataLoader(
@@ -127,8 +129,10 @@ def process_loader(split: ShardSplit, workers: int, pinned: bool, epochs: int) -
 
 
 def memory_mb() -> float:
-    """Proportional memory of this process and its children, in MB; shared pages are counted
-    once."""
+    """Proportional memory of this process and its children, in MB.
+
+    Shared pages are counted once.
+    """
     total = 0
     for pid in [os.getpid(), *children(os.getpid())]:
         try:

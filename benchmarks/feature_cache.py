@@ -26,8 +26,10 @@ DISTINCT = 48  # samples; the others are copies of these under names of their ow
 
 
 def sample(number: int) -> dict[str, dict[str, torch.Tensor]]:
-    """Names, shapes, dtypes and value grids of NAVSIM's TransFuser builders; pure function of
-    `number`."""
+    """Names, shapes, dtypes and value grids of NAVSIM's TransFuser builders.
+
+    Pure function of `number`.
+    """
     rng = np.random.default_rng(number)
     rows, columns = np.mgrid[0:256, 0:1024] / np.array([256, 1024])[:, None, None]
     smooth = np.stack(
@@ -52,8 +54,7 @@ def sample(number: int) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def write_cache(root: Path, samples: int, logs: int) -> int:
-    """Write `samples` samples evenly over `logs` logs in NAVSIM's format; returns the bytes of
-    all."""
+    """Write `samples` samples over `logs` logs in NAVSIM's format; returns all their bytes."""
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         files = list(pool.map(_encode, range(min(DISTINCT, samples))))
         return sum(

@@ -15,8 +15,10 @@ BENCHMARKS = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Size:
-    """What both sides train on; `steps` optimiser steps, the rate taken over windows of `window`
-    steps."""
+    """What both sides train on.
+
+    `steps` optimiser steps, the rate taken over windows of `window` steps.
+    """
 
     cache: Path
     global_batch: int

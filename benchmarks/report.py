@@ -1,5 +1,4 @@
-"""How benchmarks print: a table for people, JSON for scripts, and what it was measured on in
-both."""
+"""How benchmarks print: a table or JSON, and the machine that it was measured on."""
 
 import json
 import os

@@ -182,7 +182,7 @@ def build_apptainer(options: argparse.Namespace, inputs: Inputs) -> None:
 
 
 def bootstrap(base: str | None) -> dict[str, str]:
-    """How Apptainer is told of a base: docker save's archive, a SIF, a root file system, or a
+    """How Apptainer names a base: docker save's archive, a SIF, a root file system, or a
     registry's image."""
     if base is None:
         return {}

@@ -34,7 +34,7 @@ class Inputs:
 
     @property
     def arguments(self) -> dict[str, str]:
-        """What both recipes are told, in the names of Apptainer.def."""
+        """The build arguments of both recipes, in the names of Apptainer.def."""
         return {
             "variant": self.variant,
             "commit": self.commit,

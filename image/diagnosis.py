@@ -37,5 +37,5 @@ REASONS = {
 
 
 def explain(output: str) -> str | None:
-    """The reason in one line, or None for an output that tells of nothing known."""
+    """The reason in one line, or None for an output that has nothing known in it."""
     return next((reason for pattern, reason in REASONS.items() if re.search(pattern, output)), None)

@@ -2,7 +2,7 @@
 # Sourced by what runs in an allocation, with `root` set: the site's settings, the image, a folder for results.
 fail() { echo "convoy: $*" >&2; exit 1; }
 
-[[ ${SLURM_JOB_NODELIST:-} ]] || fail "this is no SLURM allocation: sbatch slurm/torchrun_2node.slurm …, or salloc first"
+[[ ${SLURM_JOB_NODELIST:-} ]] || fail "this is not a SLURM allocation: sbatch slurm/torchrun_2node.slurm …, or salloc first"
 
 # Site settings: NAME=VALUE lines, taken where the environment has no such name.
 site=${CONVOY_SITE:-$root/slurm/site.conf}
@@ -22,5 +22,5 @@ export NAVSIM_EXP_ROOT=${NAVSIM_EXP_ROOT:-$PWD/exp}
 type -P apptainer > /dev/null || fail "apptainer is not in PATH of $(hostname): name its module, CONVOY_MODULES in $site"
 [[ -r $CONVOY_IMAGE ]] || fail "there is no image $CONVOY_IMAGE: make image, or CONVOY_IMAGE=/path/to/convoy.sif"
 if ! mkdir -p "$NAVSIM_EXP_ROOT" 2> /dev/null || [[ ! -w $NAVSIM_EXP_ROOT ]]; then
-    fail "NAVSIM_EXP_ROOT=$NAVSIM_EXP_ROOT cannot be written: name a shared folder that can"
+    fail "NAVSIM_EXP_ROOT=$NAVSIM_EXP_ROOT cannot be written: name a shared folder that you can write to"
 fi

@@ -69,8 +69,7 @@ def node_names(count: int) -> tuple[str, ...]:
 
 
 def slurm_conf(cluster: Cluster) -> str:
-    """The whole slurm.conf; lines of `cluster.slurm_conf` come last and replace those of the same
-    key."""
+    """The whole slurm.conf; the lines of `cluster.slurm_conf` replace those of the same key."""
     nodes = ",".join(cluster.nodes)
     gres = f" Gres=gpu:l40s:{cluster.gpus}" if cluster.gpus else ""
     lines = [
@@ -178,7 +177,7 @@ def write_state(cluster: Cluster) -> None:
         (cluster.state / name).write_text(text)
 
 
-# The site file of the testbed: its GPUs are pretended, so training is told to use the CPU; a job
+# The site file of the testbed: its GPUs are pretended, so the training uses the CPU; a job
 # without arguments is a short training on what `synth /scratch/cache` wrote.
 SITE = """\
 CONVOY_BIND=/scratch

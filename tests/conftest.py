@@ -272,11 +272,16 @@ def preempted_run(tmp_path: Path) -> Path:
     )
     events = []
     for number, start in enumerate(starts):
-        events.append({"time": start, "kind": "start", "start": number})
-        events += [{"time": start + n * 900, "kind": "checkpoint", "step": 400 * n} for n in (1, 2)]
+        of = {"host": "gl001", "start": f"12-{number}"}
+        events.append({"time": start, "kind": "start", **of, "world_size": 8, "restart": number})
+        events += [
+            {"time": start + n * 900, "kind": "checkpoint", **of, "step": 400 * n} for n in (1, 2)
+        ]
         if number < 2:
-            events.append({"time": start + 1.5 * hour, "kind": "signal", "signal": "SIGUSR1"})
-            events.append({"time": start + 1.5 * hour + 20, "kind": "stop", "step": 800 + number})
+            events.append({"time": start + 1.5 * hour, "kind": "signal", **of, "signal": "SIGUSR1"})
+            events.append(
+                {"time": start + 1.5 * hour + 20, "kind": "stop", **of, "message": "saved"}
+            )
     lines("events.jsonl", events)
     for start in range(3):
         rows = ["epoch,step,train/loss,train/samples_per_s,val/loss,val/ade,val/fde"]
@@ -305,12 +310,13 @@ def preempted_run(tmp_path: Path) -> Path:
         slow = 0.9 if rank == 5 else 0.45
         path = root / "paces" / f"rank-{rank:03d}.json"
         path.parent.mkdir(exist_ok=True)
-        pace = {"host": ("gl001", "gl006")[rank // 4], "own_s": slow + rank / 1000, "step_s": 0.95}
+        pace = {"host": ("gl001", "gl006")[rank // 4], "own_s": slow + rank / 1000, "batch_s": 0.95}
+        pace["data_wait"] = 0.21
         path.write_text(json.dumps(pace))
     (root / "progress.json").write_text(
         json.dumps(
             {"time": begin + 6.4 * hour, "step": 2400, "steps": 19_320, "epoch": 5, "loss": 0.3123}
-            | {"samples_per_s": 312.5, "seconds_left": 9.2 * hour, "data_wait": 0.21}
+            | {"samples_per_s": 312.5, "seconds_left": 9.2 * hour}
         )
     )
     (root / "prediction.json").write_text(

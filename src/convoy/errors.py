@@ -13,7 +13,7 @@ class ExitCode(IntEnum):
 
 
 class ConvoyError(Exception):
-    """A mistake or a condition that the user can mend.
+    """A mistake or a condition that the user can fix.
 
     The message is all that the user sees (no traceback), so it says in one or two
     lines what was wrong, what was expected and what to do.

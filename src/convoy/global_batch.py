@@ -1,5 +1,4 @@
-"""From the global batch to what one rank does: arithmetic only, shared by the trainer and the host
-tools."""
+"""From the global batch to what one rank does: arithmetic only."""
 
 from dataclasses import dataclass
 

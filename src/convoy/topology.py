@@ -157,7 +157,7 @@ class Agreement:
             if content.keys() != {field.name for field in fields(cls)}:
                 raise ValueError(f"it has the keys {', '.join(content)}")
             if not all(isinstance(value, str) and value for value in content.values()):
-                raise ValueError("every value must be a text")
+                raise ValueError("every value must be a string")
         except (ValueError, AttributeError) as error:
             raise ConvoyError(
                 f"What the first node agreed on cannot be read ({error}): expected one line of "

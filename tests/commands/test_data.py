@@ -134,9 +134,8 @@ def test_a_picture_sheet(tmp_path, capsys):
     assert code == 0
     with Image.open(tmp_path / "sheet.png") as picture:
         assert picture.width > 800 and picture.height > 400
-        assert (
-            len(picture.convert("RGB").getcolors(1 << 20)) > 500
-        )  # camera, maps and lines, not an empty page
+        # Camera, maps and lines, not an empty page.
+        assert len(picture.convert("RGB").getcolors(1 << 20)) > 500
 
 
 def test_a_picture_of_what_has_none(root, capsys, tmp_path):

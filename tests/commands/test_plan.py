@@ -36,6 +36,22 @@ def test_the_table(tmp_path):
     assert shown == GOLDEN.read_text(), f"if this is meant, write it to {GOLDEN}:\n{shown}"
 
 
+@pytest.mark.parametrize("json_too", [False, True])
+def test_on_a_bare_python(tmp_path, json_too):
+    """Without rich, on a login node: JSON as ever, and a sentence instead of a table."""
+    words = ["plan", "--cluster", str(NOTES), *(["--json"] if json_too else []), "--", *TRAINING]
+    code = "import sys; sys.modules['rich'] = None; from convoy.commands.__main__ import main; "
+    environment = {**os.environ, "NAVSIM_EXP_ROOT": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}sys.exit(main({words!r}))"],
+        env=environment, text=True, capture_output=True, cwd=ROOT,
+    )  # fmt: skip
+    if json_too:
+        assert done.returncode == 0 and json.loads(done.stdout)["rows"]
+    else:
+        assert done.returncode == 1 and done.stderr.startswith("convoy: Tables and bars need")
+
+
 def test_json_and_aim(tmp_path):
     arguments = ("plan", "--cluster", str(NOTES), "--json", "--aim", "cheapest", "--", *TRAINING)
     content = json.loads(convoy(tmp_path, *arguments).stdout)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from convoy.commands import watch
 from convoy.host.cluster_model import Job
 from convoy.host.locate import Found
 from convoy.host.view import view
+from convoy.run import stop_request
+from convoy.run.layout import RunDirectory
 
 ROOT = Path(__file__).parents[2]
 NOW = 1_767_600_000.0 + 6.4 * 3600 + 20
@@ -152,6 +155,7 @@ def test_stop_asks_for_a_checkpoint_and_forbids_the_requeue(preempted_run, progr
     exp, path = preempted_run.parents[1], f"{programs}:/usr/bin:/bin"
     done = convoy(exp, "stop", "12", path=path)
     assert done.returncode == 0 and "has ended" in done.stdout, done.stderr
+    assert stop_request.read(RunDirectory(preempted_run)) == signal.SIGUSR1
     assert (tmp_path / "calls").read_text().splitlines() == [
         "scontrol update JobId=12 Requeue=0",
         "scancel --batch --signal=USR1 12",

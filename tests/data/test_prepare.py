@@ -437,7 +437,7 @@ class Size:
     """No tensor."""
 
 
-# --- mistakes that are told before any work
+# --- mistakes that are reported before any work
 
 
 def test_duplicate_tokens_are_told(ego_cache, out, capsys):

@@ -41,8 +41,10 @@ def sample(number, width=40):
 
 
 def write(root, logs, make=sample):
-    """Shards of several logs; sample k overall is `make(k)`. Tokens are in another order than their
-    records."""
+    """Shards of several logs; sample k overall is `make(k)`.
+
+    Tokens are in another order than their records.
+    """
     shards, number = [], 0
     for log, count in logs.items():
         with ShardWriter(root, log, 0, None) as writer:
@@ -150,9 +152,8 @@ def test_taking_one_batch_reads_little_more_than_that(root, monkeypatch):
 
     def read(*arguments):
         reads.append(1)
-        assert len(reads) <= 4 or let_go.wait(
-            60
-        )  # what is read ahead lasts until the iterator was let go of
+        # What is read ahead lasts until the iterator was let go of.
+        assert len(reads) <= 4 or let_go.wait(60)
         return preadv(*arguments)
 
     def wait_for_readers(futures):

@@ -96,7 +96,7 @@ def test_another_version_is_refused(root):
 
 def test_another_format_is_refused(root):
     edit(root, format="mds")
-    with pytest.raises(ConvoyError, match="no manifest of packed shards"):
+    with pytest.raises(ConvoyError, match="is not a manifest of packed shards"):
         load_manifest(root)
 
 

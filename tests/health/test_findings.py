@@ -26,7 +26,7 @@ BRIDGED = compat.Choice(True, "driver 550.54.15 is older …; the libraries are 
         (BRIDGED, False, True, True, True, True, ("warn", "by entrypoint/run.sh only")),
         (NEW, False, True, True, False, True, ("fail", "start the container with --nv")),
         (NEW, False, True, False, False, True, ("fail", "no NVIDIA driver on this machine")),
-        (NEW, False, True, False, False, False, ("warn", "on a login node that is usual")),
+        (NEW, False, True, False, False, False, ("warn", "usual on a login node")),
         (NEW, False, False, True, False, True, ("fail", "cpu variant: GPUs need the cuda one")),
         (NEW, False, False, False, False, False, ("ok", "not needed")),
     ],

@@ -224,8 +224,10 @@ def test_make_shell_puts_the_checkout_over_the_package(apptainer, sif):
 
 
 def test_a_second_build_holds_the_same(apptainer, sif):
-    """Built from nothing once more; not where a cache that outlives this clone knows it of these
-    inputs."""
+    """Built from nothing once more.
+
+    Not where a cache that outlives this clone knows it of these inputs.
+    """
     options = {name: os.environ[name] for name in ("BASE", "CA") if os.environ.get(name)}
     inputs = Path(f"{sif}.inputs").read_text().split()[0]
     cache = os.environ.get("CONVOY_IMAGE_CACHE")

@@ -16,10 +16,9 @@ SRC = Path(__file__).parents[2] / "src"
 # A rank that remembers what it was asked, and a launcher of one that passes signals on.
 RANK = """
 import signal, sys, time
-from convoy.launch.signals import end_with_parent
-from convoy.run.stop_request import StopRequest
+from convoy.run.stop_request import StopRequest, follow_parent
 request = StopRequest().install()
-end_with_parent()
+follow_parent()
 print("rank", __import__("os").getpid(), flush=True)
 until = time.monotonic() + 120
 while not request.number and time.monotonic() < until:

@@ -40,6 +40,8 @@ def test_where_and_how_long_it_runs_may_change(tmp_path):
         "trainer.params.max_epochs": 9,
         "trainer.params.num_nodes": 1,
         "dataloader.params.num_workers": 0,
+        "trainer.params.max_steps": 100,
+        "experiment_uid": "later",  # NAVSIM's default is the time of the start
     }
     open_run(tmp_path / "run", settings(**changes))
 

@@ -39,7 +39,7 @@ def test_other_software_and_changed_files_are_reported(tmp_path, launch):
     notes = record_start(run, launch, other, [], ["/c/slurm/launch.sh"])
     assert notes == [
         "/c/slurm/launch.sh was changed after the job was submitted; this start uses it.",
-        "This run goes on with other software: image sha256:1 before, sha256:9 now.",
+        "This run continues with other software: image sha256:1 before, sha256:9 now.",
     ]
     assert last_start(run)["changed_since_submission"] == ["/c/slurm/launch.sh"]
 

@@ -23,8 +23,10 @@ RUN = ("-m", "convoy.navsim.torchvision_cpu")
 
 @pytest.fixture(scope="module")
 def navsim(navsim_tree, raw_data, tmp_path_factory):
-    """Run one of NAVSIM's scripts on the data; results go below the returned function's
-    `results`."""
+    """Run one of NAVSIM's scripts on the data.
+
+    Results go below the returned function's `results`.
+    """
     results = tmp_path_factory.mktemp("exp")
 
     def run(script, *overrides):

@@ -131,8 +131,10 @@ def image(requirement: Callable[[str, bool, str], None]) -> Path:
 
 @pytest.fixture(scope="session")
 def testbed(docker: None, image: Path) -> Iterator[Testbed]:
-    """Four nodes, idle slurmds but for those that a test takes; /scratch/cache holds synthetic
-    samples."""
+    """Four nodes, idle slurmds but for those that a test takes.
+
+    /scratch/cache holds synthetic samples.
+    """
     manage = ["python3", CLUSTER, f"--name={NAME}"]
     subprocess.run([*manage, "down"], check=True)
     up = subprocess.run(

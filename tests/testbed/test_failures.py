@@ -1,5 +1,4 @@
-"""What goes wrong on a cluster: one clear line, a non-zero exit, and no process left on any
-node."""
+"""What goes wrong on a cluster: one clear line, a non-zero exit, no process left."""
 
 import json
 import re
@@ -148,7 +147,7 @@ def test_outside_an_allocation(testbed):
     done = testbed.run("slurm/launch.sh", *SHORT)
     assert done.code == 1
     assert done.out.startswith(
-        "convoy: this is no SLURM allocation: sbatch slurm/torchrun_2node.slurm"
+        "convoy: this is not a SLURM allocation: sbatch slurm/torchrun_2node.slurm"
     )
 
 

@@ -1,5 +1,4 @@
-"""slurm/prepare.slurm on a real SLURM: raw logs to shards on 1, 2 and 4 nodes, and a training from
-them."""
+"""slurm/prepare.slurm on a real SLURM: raw logs to shards on 1, 2 and 4 nodes."""
 
 import json
 import re

@@ -1,5 +1,4 @@
-"""`convoy submit` on a real SLURM: what would fail after queueing is told before it, and nothing is
-queued."""
+"""`convoy submit` on a real SLURM: it reports what would fail after queueing and queues nothing."""
 
 import json
 from dataclasses import asdict
@@ -76,7 +75,7 @@ def queued(testbed) -> str:
         ),
         (("--nodes=16",), (), {}, "--nodes=16, and partition l40s_public has 4 node(s) in all"),
         ((), (), {"NAVSIM_EXP_ROOT": "/proc/exp"}, "NAVSIM_EXP_ROOT=/proc/exp cannot be"),
-        (("--time=soon",), (), {}, "--time=soon is no time of SLURM's"),
+        (("--time=soon",), (), {}, "--time=soon is not a time that SLURM knows"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -95,7 +94,7 @@ def test_a_run_that_cannot_be_gone_on_with(testbed, submit):
     progress = RunProgress("1-0", 40, 400, 3, 1.0, 9.1, 108000.0, 1e9)
     said = json.dumps(asdict(progress))
     files = (
-        f"mkdir -p {folder}; echo 'seed: 7' > {folder}/config.yaml; "
+        f"mkdir -p {folder}; printf 'seed: 7\\nrun_dir: x\\n' > {folder}/config.yaml; "
         f"echo '{said}' > {folder}/progress.json"
     )
     made = testbed.run("bash", "-c", files)

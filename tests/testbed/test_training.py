@@ -215,9 +215,8 @@ def test_two_jobs_of_an_array_on_the_same_nodes_and_hostile_overrides(testbed, f
     """Both tasks run at once on both nodes; every character of an override arrives."""
     import yaml
 
-    escaped = HOSTILE.replace(
-        '"', '\\"'
-    )  # Hydra's own quoting; the shell's is not needed in a list of arguments
+    # Hydra's own quoting; the shell's is not needed in a list of arguments.
+    escaped = HOSTILE.replace('"', '\\"')
     value = f'+note="{escaped}"'
     job = testbed.sbatch(
         "--array=0-1",

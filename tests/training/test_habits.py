@@ -58,7 +58,7 @@ def test_an_agent_with_the_habits_of_gtrs(habits_tree, shards, train, tmp_path):
     assert done.returncode == 0, done.stdout
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert {"loss", "x_loss", "y_loss", "ade", "fde"} <= results.keys()
-    assert not any(name.endswith(("_step", "_epoch")) for name in results)
+    assert not {"loss_step", "loss_epoch"} & results.keys()
     with (tmp_path / "run/metrics/version_0/metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {"train/loss", "train/x_loss", "train/y_loss", "val/x_loss"} <= rows[0].keys()

@@ -9,7 +9,7 @@ def test_displacement_errors_of_known_offsets():
     trajectory = torch.zeros(2, 3, 3)
     trajectory[0, :, :2] = torch.tensor([3.0, 4.0])
     trajectory[1, 2, 0] = 6.0
-    trajectory[:, :, 2] = 9.0  # heading is no displacement
+    trajectory[:, :, 2] = 9.0  # heading is not a displacement
     ade, fde = displacement_errors(trajectory, target)
     assert ade.tolist() == [5.0, 2.0] and fde.tolist() == [5.0, 6.0]
 
@@ -27,6 +27,8 @@ def test_velocity_is_found_in_both_layouts_of_navsim():
     ego_status = torch.tensor([[7.0, 0.5, -1.0, 0.1, 0, 1, 0, 0]])
     assert ego_velocity({"status_feature": status}).tolist() == [[7.0, 0.5]]
     assert ego_velocity({"ego_status": ego_status}).tolist() == [[7.0, 0.5]]
+    assert ego_velocity({"status_feature": [status, status + 1]}).tolist() == [[7.0, 0.5]]  # GTRS
+    assert ego_velocity({"status_feature": []}) is None
     assert ego_velocity({"camera_feature": status}) is None
 
 

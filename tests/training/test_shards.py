@@ -66,9 +66,8 @@ def require_same(ours, reference):
 def test_the_same_losses_step_by_step_as_from_the_gzip_cache(
     foreign_tree, ego_cache, shards, train, tmp_path
 ):
-    agent = (
-        foreign_tree / "navsim/agents/foreign_agent.py"
-    )  # with dropout: the loaders may not touch torch's generator
+    # With dropout: the loaders may not touch torch's generator.
+    agent = foreign_tree / "navsim/agents/foreign_agent.py"
     agent.write_text(
         agent.read_text().replace("torch.nn.ReLU(),", "torch.nn.ReLU(), torch.nn.Dropout(0.2),")
     )

@@ -1,2 +1,1 @@
-"""Agents: the contract, NAVSIM's adapter (the only module that imports navsim) and the built-in
-agent."""
+"""Agents: the contract and the built-in agent."""

@@ -35,11 +35,20 @@ class AgentCalls:
             agent, "compute_loss", ("features", "targets", "predictions"), "tokens"
         )
 
-    def step(self, features: Any, targets: Any, tokens: Callable[[], Sequence[str]]) -> Outcome:
-        """Predictions and loss of a batch; `tokens` is called only where the agent asks for
-        them."""
+    def step(
+        self,
+        features: Any,
+        targets: Any,
+        tokens: Callable[[], Sequence[str]],
+        forward: Callable[..., Any] | None = None,
+    ) -> Outcome:
+        """Predictions and loss of a batch.
+
+        `tokens` is called only where the agent asks for them. `forward` stands for the agent's
+        own: it may be compiled.
+        """
         given = {"targets": targets} if self._targets_too else {}
-        predictions = self._agent.forward(features, **given)
+        predictions = (forward or self._agent.forward)(features, **given)
         named = {"tokens": list(tokens())} if self.wants_tokens else {}
         returned = self._agent.compute_loss(features, targets, predictions, **named)
         loss, others = _split(returned)
@@ -53,8 +62,10 @@ class AgentCalls:
 
 
 def _asked(agent: TrainableAgent, method: str, given: tuple[str, ...], optional: str) -> set[str]:
-    """Names of the parameters of `method`. Raises ConvoyError for a required one that nobody
-    gives."""
+    """Names of the parameters of `method`.
+
+    Raises ConvoyError for a required one that nobody gives.
+    """
     parameters = list(inspect.signature(getattr(agent, method)).parameters.values())
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     takes_all = any(p.kind is p.VAR_POSITIONAL for p in parameters)

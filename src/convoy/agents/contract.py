@@ -48,8 +48,7 @@ class TrainableAgent(Protocol):
         ...
 
     def get_optimizers(self) -> Any:
-        """An optimiser, or a dict of optimiser and learning-rate scheduler as Lightning takes
-        it."""
+        """An optimiser, or Lightning's dict of optimiser and learning-rate scheduler."""
         ...
 
     def get_training_callbacks(self) -> list[Any]:

@@ -1,5 +1,7 @@
-"""`convoy`: the command. Only the module of the subcommand that runs is imported, so that --help is
-immediate."""
+"""`convoy`: the command.
+
+Only the module of the subcommand that runs is imported, so that --help is immediate.
+"""
 
 import argparse
 import sys
@@ -43,7 +45,11 @@ COMMANDS = (
     ("watch", "convoy.commands.watch", "one job, live: why it waits, where it is, what to change"),
     ("list", "convoy.commands.list", "runs and jobs in one table"),
     ("logs", "convoy.commands.logs", "what a job or one of its ranks says"),
+    ("report", "convoy.commands.report", "a run, or several side by side, on one page"),
+    ("diff", "convoy.commands.diff", "what differs between two runs"),
+    ("rerun", "convoy.commands.rerun", "submit a run's training again, as a new run"),
     ("stop", "convoy.commands.stop", "a job writes a checkpoint, then ends"),
+    ("completion", "convoy.commands.completion", "what a shell needs to complete convoy's words"),
     (
         "rendezvous",
         "convoy.commands.rendezvous",

@@ -1,5 +1,7 @@
-"""`convoy check`: what can be told of a training run before anything is started. Imports no
-torch."""
+"""`convoy check`: what a training run would be, checked before anything is started.
+
+Imports no torch.
+"""
 
 import argparse
 from pathlib import Path

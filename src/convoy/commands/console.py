@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from convoy.errors import ConvoyError
+
 if TYPE_CHECKING:  # rich takes a tenth of a second, which --help does not need
     from rich.console import Console
     from rich.progress import Progress as RichProgress
@@ -19,8 +21,17 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 def console() -> "Console":
-    """Standard output. Text is shown as it is: others' names and reasons may look like markup."""
-    from rich.console import Console
+    """Standard output. Text is shown as it is: others' names and reasons may look like markup.
+
+    Raises ConvoyError on a login node's bare Python.
+    """
+    try:
+        from rich.console import Console
+    except ImportError as error:
+        raise ConvoyError(
+            "Tables and bars need the Python package rich: make venv and then .venv/bin/convoy, "
+            "or --json, which needs nothing."
+        ) from error
 
     width = None if sys.stdout.isatty() else WIDTH_OF_LOGS
     return Console(width=width, markup=False, emoji=False)

@@ -1,5 +1,7 @@
-"""`convoy data info|verify|ls DIR`: what packed shards hold, and whether they are whole. Imports no
-torch."""
+"""`convoy data info|verify|ls DIR`: what packed shards hold, and whether they are whole.
+
+Imports no torch.
+"""
 
 import argparse
 import json

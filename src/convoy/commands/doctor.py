@@ -1,5 +1,4 @@
-"""`convoy doctor`: what of this machine, this image and this allocation a training run can count
-on."""
+"""`convoy doctor`: what a training run can count on here."""
 
 import argparse
 import json

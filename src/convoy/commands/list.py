@@ -89,10 +89,10 @@ def _modified(root: Path) -> float | None:
 
 
 def _show(lines: list[Line], experiments: Path, problem: str) -> None:
+    out = console()
     from rich import box
     from rich.table import Table
 
-    out = console()
     if problem:
         out.print(f"Runs only: {problem}", style="yellow", highlight=False)
     if not lines:

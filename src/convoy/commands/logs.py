@@ -75,8 +75,10 @@ def _log(found: Found, rank: int | None) -> Path:
 
 
 def _job_log(found: Found) -> Path | None:
-    """What sbatch was told by --output: SLURM knows it while it knows the job; then by its usual
-    name."""
+    """What sbatch's --output says: SLURM knows it while it knows the job.
+
+    Then by its usual name.
+    """
     candidates = []
     if found.id is not None:
         try:

@@ -1,5 +1,4 @@
-"""`convoy plan`: what would finish when, over all partitions and numbers of nodes, and the best
-row."""
+"""`convoy plan`: what would finish when, on each partition and number of nodes."""
 
 import argparse
 import getpass
@@ -233,10 +232,10 @@ def run_directory(settings: Site, overrides: Sequence[str], job: str) -> Path:
 
 
 def _show(made: Plan, commands: Sequence[Sequence[str]]) -> None:
+    out = console()
     from rich import box
     from rich.table import Table
 
-    out = console()
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for name in (
         "",
@@ -345,6 +344,7 @@ def _show_history(checks: Sequence[history.Check], as_json: bool) -> None:
     if as_json:
         print(json.dumps([asdict(found) for found in checks], indent=1))
         return
+    out = console()
     from rich.table import Table
 
     table = Table("run", "shape", "from", header_style="bold")
@@ -374,7 +374,6 @@ def _show_history(checks: Sequence[history.Check], as_json: bool) -> None:
             _or_dash(found.error, lambda error: f"{math.expm1(error):+.0%}"),
             *(_or_dash(value, span) for value in times),
         )
-    out = console()
     out.print(table)
     errors = [found for found in checks if found.error is not None]
     if errors:

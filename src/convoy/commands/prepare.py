@@ -1,5 +1,4 @@
-"""`convoy prepare`: arguments, progress and summary; what does the work is imported only when it
-runs."""
+"""`convoy prepare`: arguments, progress and summary. The work is imported when it runs."""
 
 import argparse
 import json

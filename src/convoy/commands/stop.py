@@ -7,6 +7,8 @@ from convoy.commands.console import console
 from convoy.errors import ConvoyError, ExitCode
 from convoy.host import cluster, locate, site
 from convoy.host.locate import Found
+from convoy.run import stop_request
+from convoy.run.layout import RunDirectory
 
 PATIENCE = 300.0  # seconds: --signal in the job files gives a run as long
 EVERY = 2.0
@@ -36,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
         cluster.cancel(found.id)
         out.print(f"Job {found.id} is cancelled.", highlight=False)
         return ExitCode.FINISHED
+    if found.root is not None:
+        _ask_the_ranks(RunDirectory(found.root))
     cluster.ask_to_stop(found.id)
     out.print(f"Job {found.id} was asked to write a checkpoint and end.", highlight=False)
     if not args.no_wait:
@@ -47,6 +51,17 @@ def run(args: argparse.Namespace) -> int:
             soft_wrap=True,
         )
     return ExitCode.FINISHED
+
+
+def _ask_the_ranks(run_: RunDirectory) -> None:
+    """By a file in the run directory, which reaches every node, as the batch script does."""
+    try:
+        stop_request.ask(run_)
+    except OSError as error:
+        raise ConvoyError(
+            f"{run_.root} cannot be written ({error.strerror}), so the run cannot be asked to "
+            "write a checkpoint. convoy stop --now ends it without one."
+        ) from error
 
 
 def _wait(found: Found) -> None:

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--estimate",
         metavar="TIME",
-        help="how long the training will take, to hold the limit against",
+        help="how long the training will take; the time limit must allow it",
     )
     parser.add_argument(
         "--dry-run",

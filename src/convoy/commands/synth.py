@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     raw = parser.add_argument_group("raw data")
     raw.add_argument(
-        "--raw", action="store_true", help="write logs, sensor data and maps in place of a cache"
+        "--raw", action="store_true", help="write logs, sensor data and maps instead of a cache"
     )
     raw.add_argument(
         "--split", metavar="NAME", default="mini", help="NAVSIM's data_split (default: mini)"

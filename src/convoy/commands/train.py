@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     hand.add_argument("--node-rank", type=int, metavar="R", help="this one's number, from 0")
     hand.add_argument("--rendezvous", metavar="HOST:PORT", help="a port of node 0 to meet at")
     hand.add_argument("--start", metavar="NAME", help="a name for this start, new each time")
-    parser.add_argument("--agreement", help="what slurm/launch.sh was told by `convoy rendezvous`")
+    parser.add_argument(
+        "--agreement", help="the line that `convoy rendezvous` printed for this start"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

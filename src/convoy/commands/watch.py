@@ -1,18 +1,22 @@
 """`convoy watch`: one job, live: why it waits, where it is, how its nodes fare, what to change."""
 
 import argparse
+import contextlib
 import json
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convoy.commands.console import console
-from convoy.errors import ExitCode
+from convoy.errors import ConvoyError, ExitCode
 from convoy.host import locate, site
+from convoy.host.locate import Found
 from convoy.host.view import View, view
-from convoy.run.timeline import span
+from convoy.run.timeline import seconds, span, words
 
 if TYPE_CHECKING:  # rich takes a tenth of a second, which --help does not need
     from rich.console import RenderableType
@@ -42,23 +46,35 @@ def run(args: argparse.Namespace) -> int:
     if args.once or not sys.stdout.isatty():
         console().print(render(view(found)))
         return ExitCode.FINISHED
+    _live(found, args.job or found.id or str(found.root), experiments)
+    return ExitCode.FINISHED
+
+
+def _live(found: Found, target: str, experiments: Path) -> None:
+    """Until the run ends or Ctrl-C. SLURM is asked beside it: a controller that is gone takes ten
+    seconds to be noticed, and the files go on meanwhile."""
     from rich.live import Live
 
-    target = args.job or found.id or str(found.root)
-    asked = time.monotonic()
+    answers: list[Found] = []
+
+    def ask() -> None:
+        with contextlib.suppress(ConvoyError):  # between two starts the job may be nowhere
+            answers.append(locate.find(target, experiments))
+
+    asking, asked = threading.Thread(), time.monotonic()
     try:
-        with Live(
-            render(view(found)), console=console(), auto_refresh=False, vertical_overflow="visible"
-        ) as live:
+        with Live(console=console(), auto_refresh=False, vertical_overflow="visible") as live:
             while (shown := view(found)).state not in {"FINISHED", "ENDED"}:
                 live.update(render(shown), refresh=True)
                 time.sleep(EVERY)
-                if time.monotonic() - asked > SLURM_EVERY:
-                    found, asked = locate.find(target, experiments), time.monotonic()
+                if answers:
+                    found = answers.pop()
+                if not asking.is_alive() and time.monotonic() - asked > SLURM_EVERY:
+                    asking, asked = threading.Thread(target=ask, daemon=True), time.monotonic()
+                    asking.start()
             live.update(render(shown), refresh=True)
     except KeyboardInterrupt:
         pass
-    return ExitCode.FINISHED
 
 
 def render(shown: View) -> "RenderableType":
@@ -98,29 +114,28 @@ def _progress(shown: View) -> "Iterator[RenderableType]":
         return
     yield Text("")
     yield Padding(ProgressBar(total=steps, completed=step), (0, 0))
-    words = [f"step {step:,} of {steps:,} ({step / steps:.0%})"]
+    said = [f"step {step:,} of {steps:,} ({step / steps:.0%})"]
     if "epoch" in facts:
-        words.append(f"epoch {facts['epoch']}")
-    for name, form in (
-        ("loss", "loss {:.4g}"),
-        ("samples_per_s", "{:.1f} samples/s"),
-        ("data_wait", "waits for data {:.0%}"),
-    ):
+        said.append(f"epoch {facts['epoch']}")
+    for name, form in (("loss", "loss {:.4g}"), ("samples_per_s", "{:.1f} samples/s")):
         if isinstance(facts.get(name), int | float):
-            words.append(form.format(facts[name]))
+            said.append(form.format(facts[name]))
+    waiting = shown.run.data_wait if shown.run else None
+    if waiting is not None:
+        said.append(f"waits for data {waiting:.0%}")
     ade = shown.run.metrics.get("val/ade") if shown.run else None
     if ade:
-        words.append(f"ADE {ade[-1].value:.3f} m")
-    yield Text("  ".join(words))
+        said.append(f"ADE {ade[-1].value:.3f} m")
+    yield Text("  ".join(said))
     if shown.state == "FINISHED":
         return
-    words = []
+    said = []
     if isinstance(facts.get("seconds_left"), int | float):
-        words.append(f"ends in about {span(facts['seconds_left'])}")
+        said.append(f"ends in about {span(facts['seconds_left'])}")
     if shown.left is not None:
-        words.append(f"the time limit in {span(shown.left)}")
-    if words:
-        yield Text("; ".join(words))
+        said.append(f"the time limit in {span(shown.left)}")
+    if said:
+        yield Text("; ".join(said))
 
 
 def _nodes(shown: View) -> "Iterator[RenderableType]":
@@ -151,25 +166,11 @@ def _nodes(shown: View) -> "Iterator[RenderableType]":
     yield table
 
 
-def _events(events: Any) -> Iterator[str]:
+def _events(events: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for event in events:
-        moment = event.get("time")
-        clock = (
-            f"{datetime.fromtimestamp(moment):%d %b %H:%M:%S}"
-            if isinstance(moment, int | float)
-            else str(moment or "")
-        )
-        rest = {
-            name: value
-            for name, value in event.items()
-            if name not in {"time", "kind"} and value not in (None, "", [])
-        }
-        kind = str(event.get("kind", "")).replace("_", " ")
-        words = ", ".join(
-            str(value) if name == kind else f"{name.replace('_', ' ')} {value}"
-            for name, value in rest.items()
-        )
-        yield f"{clock}  {kind}{': ' if words else ''}{words}"
+        moment = seconds(event.get("time"))
+        clock = f"{datetime.fromtimestamp(moment):%d %b %H:%M:%S}" if moment else ""
+        yield f"{clock}  {words(event)}"
 
 
 def _as_json(shown: View) -> dict[str, Any]:

@@ -1,5 +1,4 @@
-"""A NAVSIM command line's arguments, taken apart: Hydra's own flags, and the overrides that are
-composed."""
+"""The arguments of a NAVSIM command line: Hydra's own flags, and overrides."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

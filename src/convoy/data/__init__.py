@@ -1,2 +1,1 @@
-"""Data: NAVSIM's feature cache, its synthetic stand-in, the order of samples, the Lightning data
-module."""
+"""Data: NAVSIM's feature cache, packed shards, the order of samples, the data module."""

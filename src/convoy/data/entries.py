@@ -15,7 +15,7 @@ LONGEST_NAME = 200  # of a log; a file name of 255 bytes has to hold more than t
 
 
 def require_name(name: Any, what: str) -> str:
-    """A log's or token's name. Raises ValueError for one that is no plain file name."""
+    """A log's or token's name. Raises ValueError for one that is not a plain file name."""
     if not isinstance(name, str) or not name:
         raise ValueError(f"{name!r:.80} is not the name of a {what}")
     odd = "/" in name or name in (".", "..") or not name.isprintable() or name != name.strip()

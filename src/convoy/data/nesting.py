@@ -35,8 +35,10 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Branch:
-    """A container. `keys` are a dict's keys or a named tuple's names; `title` is the latter's
-    name."""
+    """A container. `keys` are a dict's keys or a named tuple's names.
+
+    `title` is the latter's name.
+    """
 
     kind: str
     keys: tuple[Key, ...]

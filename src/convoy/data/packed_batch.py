@@ -65,9 +65,8 @@ class BlockPool:
 
     def __init__(self, pinned: bool) -> None:
         self._pinned = pinned
-        self._free: deque[Block] = (
-            deque()
-        )  # its append and popleft are atomic: batches are freed on any thread
+        # Its append and popleft are atomic: batches are freed on any thread.
+        self._free: deque[Block] = deque()
 
     def take(self, size: int) -> Block:
         """A block of at least `size` bytes, the one that was given back longest ago if it is large

@@ -95,8 +95,10 @@ def split_record(layout: Layout, record: bytes | bytearray | memoryview) -> list
 
 
 def record_parts(layout: Layout, packed: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """A record in pieces to be written one after another, each uint8 in one dimension; none is a
-    copy."""
+    """A record in pieces to be written one after another, each uint8 in one dimension.
+
+    None is a copy.
+    """
     varying = [
         values for entry, values in zip(layout.fields, packed, strict=True) if entry.shape is None
     ]

@@ -19,8 +19,10 @@ SMALLEST_SIDE = 16  # of what is drawn as a picture
 
 
 def read_arrays(root: Path, shard: Shard, row: int) -> dict[str, np.ndarray]:
-    """The tensors of one sample by name, unpacked. Raises ConvoyError when the shard cannot be
-    read."""
+    """The tensors of one sample by name, unpacked.
+
+    Raises ConvoyError when the shard cannot be read.
+    """
     start, end = shard.span(row)
     path = shard_path(root, shard.name)
     try:

@@ -67,7 +67,7 @@ def _start(prepare: Callable[[], None] | None) -> None:
 
 
 def _exit_with_parent() -> None:
-    """A killed parent would otherwise leave its workers waiting for ever."""
+    """A killed parent would otherwise leave its workers waiting forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

@@ -44,8 +44,10 @@ class ShardLoader:
         prefetch: int,
         check: Callable[[], None] | None = None,
     ) -> None:
-        """`prefetch`: batches that are read ahead. `check` is called before each batch and may
-        raise."""
+        """`prefetch`: batches that are read ahead.
+
+        `check` is called before each batch and may raise.
+        """
         # As a DataLoader calls them: Lightning tells the sampler each epoch's number.
         self.sampler, self.batch_sampler = (
             sampler,
@@ -127,15 +129,13 @@ class ShardLoader:
 
 @dataclass(frozen=True)
 class _Plan:
-    """How records of one layout are read into a batch: runs of fields that lie side by side in the
-    record."""
+    """How records of one layout are read into a batch: runs of neighbouring fields."""
 
     columns: tuple[Column, ...]
     form: Form
     bytes: int  # of the batch's block
-    runs: tuple[
-        tuple[int, tuple[tuple[Column, int], ...]], ...
-    ]  # offset in the record; columns and bytes of a sample
+    # Offset in the record; columns and bytes of a sample.
+    runs: tuple[tuple[int, tuple[tuple[Column, int], ...]], ...]
 
     @classmethod
     def of(cls, layout: Layout, builders: Builders, batch_size: int) -> "_Plan | None":

@@ -19,14 +19,15 @@ OPEN_FILES_RESERVED = 256  # descriptors that are left to the rest of the proces
 
 
 class ShardReader:
-    """The reading threads, the open files and the blocks of memory that all loaders of a process
-    share."""
+    """The threads, open files and blocks of memory that all loaders of a process share."""
 
     def __init__(
         self, threads: int, pinned: bool, staged: Callable[[Shard], Path | None] | None = None
     ) -> None:
-        """`threads` 0 reads in the calling thread. `staged` names a nearer copy of a shard, or
-        None."""
+        """`threads` 0 reads in the calling thread.
+
+        `staged` names a nearer copy of a shard, or None.
+        """
         self.threads = threads
         self.pool = BlockPool(pinned)
         self._staged = staged
@@ -77,9 +78,8 @@ class ShardReader:
                 self._files.move_to_end(path)
                 return file
         file = open(path, "rb", buffering=0)  # noqa: SIM115
-        os.posix_fadvise(
-            file.fileno(), 0, 0, os.POSIX_FADV_RANDOM
-        )  # no reading ahead into other records
+        # No reading ahead into other records.
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         with self._lock:
             self._files[path] = file
             if len(self._files) > self._most_files:

@@ -22,8 +22,10 @@ class WriteError(ConvoyError):
 
 
 class ShardWriter:
-    """Records of one log, in the order of `add`. A context manager: what is not finished leaves no
-    trace."""
+    """Records of one log, in the order of `add`.
+
+    A context manager: what is not finished leaves no trace.
+    """
 
     def __init__(
         self, root: Path, log: str, part: int, layout: Layout | None, allow_non_finite: bool = False
@@ -62,8 +64,10 @@ class ShardWriter:
         self._temporary.unlink(missing_ok=True)
 
     def add(self, token: str, sample: Values) -> None:
-        """Append a sample. Raises NotPackable when it does not fit the others; then nothing was
-        written."""
+        """Append a sample.
+
+        Raises NotPackable when it does not fit the others; then nothing was written.
+        """
         try:
             require_name(token, "token")
         except ValueError as error:

@@ -83,8 +83,10 @@ def is_shard_directory(path: Path) -> bool:
 
 
 def load_manifest(root: Path) -> Manifest:
-    """Read `<root>/manifest.json`. Raises ConvoyError when it is missing, damaged or of another
-    version."""
+    """Read `<root>/manifest.json`.
+
+    Raises ConvoyError when it is missing, damaged or of another version.
+    """
     path = root / MANIFEST
     try:
         content = json.loads(path.read_bytes())
@@ -136,8 +138,10 @@ def write_entry(root: Path, shard: Shard) -> None:
 
 
 def read_entry(root: Path, name: str) -> Shard | None:
-    """A finished shard's entry, or None where it is not finished; ConvoyError when it is
-    damaged."""
+    """A finished shard's entry, or None where it is not finished.
+
+    ConvoyError when it is damaged.
+    """
     path = entry_path(root, name)
     try:
         content = json.loads(path.read_bytes())
@@ -207,15 +211,18 @@ def require_unique_tokens(shards: Sequence[Shard]) -> None:
 
 
 def _schema(layout: Layout) -> dict[tuple[str, str], str]:
+    # Shapes may differ between logs; a batch of differing shapes is refused by the loader.
     return {
         (entry.builder, entry.name): f"{entry.dtype} with {entry.ndim} dimension(s)"
         for entry in layout.fields
-    }  # shapes may differ between logs; a batch of differing shapes is refused by the loader
+    }
 
 
 def _parse(content: Any, path: Path) -> Manifest:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ConvoyError(f"{path} is no manifest of packed shards (format {FORMAT!r} expected).")
+        raise ConvoyError(
+            f"{path} is not a manifest of packed shards (format {FORMAT!r} expected)."
+        )
     if type(content.get("version")) is not int or content["version"] not in VERSIONS:
         raise _other_version(path, content.get("version"))
     try:

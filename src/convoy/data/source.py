@@ -1,5 +1,4 @@
-"""What a training reads from: a gzip cache or packed shards, told apart by what lies in the
-directory."""
+"""What a training reads from: a gzip cache or packed shards, by what is in the directory."""
 
 import logging
 from collections.abc import Sequence

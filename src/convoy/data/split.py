@@ -31,9 +31,8 @@ def choose_logs(config: DictConfig, present: Sequence[str]) -> ChosenLogs:
     default = tree.default_split()
     if default is not None:
         with default.open() as file:
-            named = yaml.load(
-                file, Loader=yaml.CSafeLoader
-            )  # 16,000 lines: OmegaConf's loader takes seconds
+            # 16,000 lines: OmegaConf's loader takes seconds.
+            named = yaml.load(file, Loader=yaml.CSafeLoader)
         train, val = set(named["train_logs"]) & set(present), set(named["val_logs"]) & set(present)
         if train and val:
             return ChosenLogs(tuple(sorted(train)), tuple(sorted(val)), "NAVSIM's default split")

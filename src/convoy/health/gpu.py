@@ -43,8 +43,8 @@ def judge_driver(
             return Status.FAIL, "this is the cpu variant: GPUs need the cuda one"
         return Status.OK, "not needed by the CPU build"
     if not there:
-        told = "no NVIDIA driver on this machine (on a login node that is usual)"
-        return (Status.FAIL if needed else Status.WARN), told
+        absent = "no NVIDIA driver on this machine (usual on a login node)"
+        return (Status.FAIL if needed else Status.WARN), absent
     if choice.old and not choice.use:
         return Status.FAIL, (
             f"{choice.reason}. Ask for other nodes, or the administrators for a newer driver; on "
@@ -87,8 +87,7 @@ def examine_gpus(expected: int | None) -> tuple[Status, str]:
 
 
 def examine_nccl() -> tuple[Status, str]:
-    """NCCL falls back to TCP without a word when the verbs library or the devices are not in the
-    container."""
+    """NCCL silently falls back to TCP without verbs library or devices in the container."""
     import torch
 
     adapters = sorted(path.name for path in Path("/sys/class/infiniband").glob("*"))

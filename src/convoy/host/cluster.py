@@ -230,8 +230,10 @@ def _node(facts: Mapping[str, str]) -> Node:
 
 
 def _gres(text: str) -> tuple[str, int]:
-    """Type and number of a node's GPUs, of `gpu:l40s:4(S:0-1)`; of several types the most
-    frequent."""
+    """Type and number of a node's GPUs, of `gpu:l40s:4(S:0-1)`.
+
+    Of several types the most frequent.
+    """
     found: dict[str, int] = {}
     for name, count in re.findall(r"(?:^|,)gpu(?::([A-Za-z][\w.-]*))?:(\d+)", text):
         found[name or "gpu"] = found.get(name or "gpu", 0) + int(count)

@@ -1,5 +1,4 @@
-"""The text that sbatch is given: a job file, with the options and arguments of one submission put
-in."""
+"""The text for sbatch: a job file with the options and arguments of one submission."""
 
 import re
 import shlex

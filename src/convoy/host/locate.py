@@ -1,5 +1,4 @@
-"""From what a person types (a job's id, a run's folder, nothing) to the job and the run
-directory."""
+"""From what a person types (a job's id, a run's folder, nothing) to job and run."""
 
 import getpass
 from collections.abc import Sequence
@@ -35,7 +34,7 @@ def find(target: str | None, experiments: Path) -> Found:
         return Found(job, _job(queue, job), path.absolute(), problem)
     root = run_of(target, experiments)
     known = _job(queue, target)
-    if known is None and root is None and not problem and target.partition("_")[0].isdigit():
+    if known is None and not problem and target.partition("_")[0].isdigit():
         try:  # somebody else's job, or one that ended a moment ago
             known = next(iter(cluster.jobs(f"--jobs={target}")), None)
         except SlurmUnavailable:

@@ -18,7 +18,7 @@ from convoy.host.starts import Wait
 
 VALIDATION = 1 / 3  # of a training sample's cost: forward only, without backward (twice forward)
 START_UP = 180.0  # seconds from a job's start to its first step
-MARGIN = 300.0  # seconds before the time limit at which a job is told to stop (--signal in slurm/)
+MARGIN = 300.0  # seconds before the time limit at which a job is asked to stop (--signal in slurm/)
 REQUEUED = 120.0  # seconds that SLURM holds a requeued job at least
 # 6.5 failures in 1,000 node-days of 8-GPU nodes: Kokolis et al., "Revisiting Reliability in
 # Large-Scale Machine Learning Research Clusters", HPCA 2025 (arXiv:2410.21680), section III.
@@ -75,8 +75,10 @@ class Span:
 
 @dataclass(frozen=True)
 class Row:
-    """One offer with its forecast; `refusals` are reasons why it cannot be, `remarks` what to
-    know."""
+    """One offer with its forecast.
+
+    `refusals` are reasons why it cannot be, `remarks` what to know.
+    """
 
     offer: Offer
     batches: BatchPlan | None = None
@@ -97,8 +99,10 @@ class Row:
 
 
 def offers(cluster: Cluster, account: str, sizes: Sequence[int] | None = None) -> list[Offer]:
-    """Every partition x GPU type x number of nodes, and one GPU; `sizes` names the numbers of
-    nodes."""
+    """Every partition x GPU type x number of nodes, and one GPU.
+
+    `sizes` names the numbers of nodes.
+    """
     found = []
     for partition in cluster.partitions.values():
         kinds: dict[str, list[Node]] = {}

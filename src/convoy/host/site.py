@@ -1,5 +1,4 @@
-"""Settings of a site, in one file of NAME=VALUE lines that the job files and the host tools read
-alike."""
+"""Settings of a site: one file of NAME=VALUE lines for job files and host tools."""
 
 import os
 import re

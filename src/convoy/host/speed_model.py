@@ -133,8 +133,10 @@ def predict(
     observations: Sequence[Observation] = (),
     all_reduce: float | None = None,
 ) -> Rate:
-    """The rate of `workload` on `shape`; `all_reduce` is a measured bandwidth between nodes,
-    GB/s."""
+    """The rate of `workload` on `shape`.
+
+    `all_reduce` is a measured bandwidth between nodes, GB/s.
+    """
     alike = [seen for seen in observations if seen.workload.agent == workload.agent]
     same_gpu = [seen for seen in alike if seen.shape.gpu == shape.gpu]
     if same_gpu:
@@ -244,8 +246,10 @@ def _communication(workload: Workload, shape: Shape, all_reduce: float | None) -
 
 
 def device(gpu: str) -> Device | None:
-    """Data-sheet figures of a GRES type such as `l40s`, `nvidia_l40s` or `a100_80gb`; None if
-    unknown."""
+    """Data-sheet figures of a GRES type such as `l40s`, `nvidia_l40s` or `a100_80gb`.
+
+    None if unknown.
+    """
     name = (
         gpu.lower().replace("nvidia", "").replace("-", "").replace("_", "").replace("geforce", "")
     )

@@ -102,8 +102,10 @@ class Timeline:
         return [pool for pool in self._pools if not pool.partitions.isdisjoint(partitions)]
 
     def start(self, partition: str, gpu: str, gpus: int) -> float | None:
-        """Seconds until `gpus` GPUs are free behind all that waits; None if there are not so
-        many."""
+        """Seconds until `gpus` GPUs are free behind all that waits.
+
+        None if there are not so many.
+        """
         slots: list[float] = []
         for pool in self._pools_of([partition]):
             if pool.gpu == gpu:

@@ -81,7 +81,8 @@ def _require_writable(experiments: Path) -> None:
         ) from error
     if not os.access(experiments, os.W_OK):
         raise ConvoyError(
-            f"NAVSIM_EXP_ROOT={experiments} cannot be written. Name a shared folder that can."
+            f"NAVSIM_EXP_ROOT={experiments} cannot be written. Name a shared folder that you can "
+            "write to."
         )
 
 
@@ -147,7 +148,7 @@ def _check_in_image(submission: Submission) -> None:
 
 
 def _require_estimate_of_the_run(limit: str, overrides: Sequence[str]) -> None:
-    """The limit against the run's own last report, where `run_dir` names one to go on with."""
+    """The limit against the run's own last report, where `run_dir` names one to continue."""
     named = [v for key, _, v in (o.partition("=") for o in overrides) if key == "run_dir"]
     progress = read_progress(RunDirectory(Path(named[-1]))) if named else None
     if progress is not None:
@@ -171,5 +172,5 @@ def _seconds(name: str, text: str) -> int | None:
         return job_file.seconds(text)
     except ValueError as error:
         raise ConvoyError(
-            f"{name}={text} is no time of SLURM's: 90, 12:00:00 or 1-12:00:00, for example."
+            f"{name}={text} is not a time that SLURM knows: for example 90, 12:00:00 or 1-12:00:00."
         ) from error

@@ -1,5 +1,4 @@
-"""What there is to see of one job now: SLURM's word, the run's files, and what follows from
-both."""
+"""What there is to see of a job now, from SLURM and from the run's files."""
 
 import time
 from collections.abc import Mapping, Sequence

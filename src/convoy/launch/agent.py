@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convoy.errors import ConvoyError, ExitCode
+from convoy.health.memory import read_memory
 from convoy.launch import verdict
 from convoy.launch.signals import passed_on
 from convoy.run.layout import RunDirectory
@@ -62,22 +63,29 @@ def run_torchrun(
     for name in SILENCED:
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     host = socket.gethostname()
+    memory = read_memory()
     died: list[verdict.Failure] = []
     try:
         with _standard_error_to(run.agent_log(host)), passed_on(told):
             torchrun(parse_args(list(arguments)))
         return None
     except ChildFailedError as error:
-        ends = {rank: end.exitcode for rank, end in error.failures.items()}
-        died = [verdict.died(rank, host, code) for rank, code in ends.items() if code != RESUMABLE]
-        if not died and not verdict.read(run, launch.start):
+        stopped = {end.exitcode for end in error.failures.values()} == {ExitCode.RESUMABLE}
+        if stopped and not verdict.read(run, launch.start):  # asked to; else a watchdog's record
             raise SystemExit(RESUMABLE) from error
+        now = read_memory()
+        starved = now if (now.kills or 0) > (memory.kills or 0) else None
+        died = [
+            verdict.died(rank, host, end.exitcode, starved.described if starved else None)
+            for rank, end in error.failures.items()
+            if end.exitcode != RESUMABLE
+        ]
     except RendezvousError as error:
         # The rendezvous also goes away with a node that failed first: then that one's record tells.
         if not verdict.read(run, launch.start):
             raise ConvoyError(
                 f"{host} could not meet the other nodes at {launch.endpoint}: {error}. Is the "
-                "first node up, and may nodes connect to each other on that port?"
+                "first node up, and can nodes connect to each other on that port?"
             ) from error
     except SignalException as stopped:
         raise SystemExit(RESUMABLE) from stopped

@@ -87,8 +87,8 @@ def free_port(wanted: int | None, seed: str) -> int:
     if wanted is not None:
         if not _can_bind(wanted):
             raise ConvoyError(
-                f"Port {wanted} is taken on {socket.gethostname()}. Leave CONVOY_RDZV_PORT out: a "
-                "free one is found."
+                f"Port {wanted} is taken on {socket.gethostname()}. Leave CONVOY_RDZV_PORT out: "
+                "Convoy finds a free one."
             )
         return wanted
     for port in random.Random(seed).sample(PORTS, len(PORTS)):

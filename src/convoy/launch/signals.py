@@ -1,7 +1,6 @@
-"""Signals to a node's launcher reach its ranks, and neither outlives the other."""
+"""Signals to a node's launcher, and requests in its run directory, reach its ranks."""
 
 import contextlib
-import ctypes
 import os
 import signal
 import threading
@@ -12,7 +11,6 @@ from types import FrameType
 # Those that ask a run to save and stop. torchrun's agent would die of SIGUSR1 and leave its ranks
 # alone; of the others it gives them 30 seconds.
 ASKING = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
-PR_SET_PDEATHSIG = 1
 
 
 @contextlib.contextmanager
@@ -72,15 +70,3 @@ def children(pid: int) -> list[int]:
         with contextlib.suppress(OSError):
             found += [int(child) for child in listed.read_text().split()]
     return found
-
-
-def end_with_parent() -> None:
-    """Let SIGTERM come when the process that started this one ends, whatever ended it.
-
-    A rank then saves and stops as at any SIGTERM. Linux only; elsewhere nothing happens.
-    """
-    parent = os.getppid()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-    if os.getppid() != parent:  # it ended in between
-        os.kill(os.getpid(), signal.SIGTERM)

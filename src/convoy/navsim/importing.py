@@ -6,8 +6,7 @@ from convoy.navsim import tree
 
 
 def make_importable() -> None:
-    """Put NAVSIM's tree on the import path, and make torchvision importable beside a CPU build of
-    torch."""
+    """Put NAVSIM's tree on the import path, and make torchvision importable."""
     root = tree.find()
     if root is not None and str(root) not in sys.path:
         sys.path.insert(0, str(root))
@@ -15,8 +14,10 @@ def make_importable() -> None:
 
 
 def import_agents() -> None:
-    """Import what every NAVSIM agent imports. Raises ImportError where a package of NAVSIM's is
-    missing."""
+    """Import what every NAVSIM agent imports.
+
+    Raises ImportError where a package of NAVSIM's is missing.
+    """
     make_importable()
     import navsim.agents.abstract_agent  # noqa: F401
 

@@ -18,7 +18,7 @@ def find() -> Path | None:
         root = Path(named).absolute()
         if not (root / "navsim").is_dir():
             raise ConvoyError(
-                f"NAVSIM_DEVKIT_ROOT={named} holds no navsim/ folder. Point it at the root of a "
+                f"NAVSIM_DEVKIT_ROOT={named} has no navsim/ folder. Point it at the root of a "
                 "NAVSIM checkout, or unset it to use the installed one."
             )
         return root

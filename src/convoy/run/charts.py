@@ -68,7 +68,7 @@ def charts(
             yield {
                 "kind": "lines",
                 "id": identifier,
-                "title": title,
+                "title": _titled(title, unit),
                 "series": series,
                 "unit": unit,
                 "zero": zero,
@@ -147,12 +147,12 @@ def _of_nodes(run: Story, time: Timeline, points: int, suffix: str) -> Iterator[
         yield {
             "kind": "bars",
             "id": f"ranks-{slug}",
-            "title": f"A rank's own time per step{suffix}",
+            "title": f"A rank's own time per batch, ms{suffix}",
             "bars": bars,
             "unit": " ms",
             "xlabel": "rank",
             "note": "before it meets the others; orange: slow",
-            "label": f"Time per step and rank, median {median:.0f} ms, "
+            "label": f"Time per batch and rank, median {median:.0f} ms, "
             f"most {max(own.values()):.0f} ms.",
         }
     for name, title, unit, value in (
@@ -173,7 +173,7 @@ def _of_nodes(run: Story, time: Timeline, points: int, suffix: str) -> Iterator[
                 if moment is None or (name != "memory" and not sample.get("gpus")):
                     continue
                 try:
-                    pairs.append([round(moment - time.origin), round(value(sample), 2), 0])
+                    pairs.append([round(moment - time.origin), round(value(sample), 2)])
                 except (KeyError, TypeError):
                     continue
             if pairs:
@@ -185,7 +185,7 @@ def _of_nodes(run: Story, time: Timeline, points: int, suffix: str) -> Iterator[
             yield {
                 "kind": "lines",
                 "id": f"{name}-{slug}",
-                "title": title + suffix,
+                "title": _titled(title, unit) + suffix,
                 "series": series,
                 "unit": unit,
                 "zero": True,
@@ -203,7 +203,7 @@ def thin(values: Sequence[Point], most: int) -> list[list[float]]:
         group = values[index : index + size]
         group = [point for point in group if point.start == group[0].start]
         mean = sum(point.value for point in group) / len(group)
-        found.append([group[-1].step, float(f"{mean:.5g}"), group[0].start])
+        found.append([group[-1].step, float(f"{mean:.5g}")])
     return found
 
 
@@ -219,3 +219,7 @@ def _mean(values: Iterator[float]) -> float:
 
 def _last(values: Sequence[Point]) -> float | None:
     return values[-1].value if values else None
+
+
+def _titled(title: str, unit: str) -> str:
+    return f"{title}, {unit.strip()}" if unit else title

@@ -19,7 +19,7 @@ from convoy.run.layout import RunDirectory
 
 
 def record(run: RunDirectory, kind: str, **facts: Any) -> None:
-    """Append one line. Never raises: a full disk must not end what it would have told of."""
+    """Append one line. Never raises: a full disk must not end what it would have reported."""
     entry = {"time": round(time.time(), 3), "kind": kind, "host": socket.gethostname(), **facts}
     line = json.dumps(entry, default=str) + "\n"
     with contextlib.suppress(OSError):

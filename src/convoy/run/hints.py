@@ -11,6 +11,8 @@ DATA_BOUND = 0.15  # share of the time that ranks wait for data
 IDLE, BUSY, HALF_BUSY = 10, 50, 70  # % of a GPU's time
 LITTLE_MEMORY = 0.4
 FULL_MEMORY = 0.9
+BACKWARD = 3  # times the own time: backward costs twice forward
+COMPUTING = 0.6  # of a batch's time, at least
 SLOW_RANK = 1.25  # times the median rank's own time
 
 
@@ -57,7 +59,7 @@ def _slow_rank(run: Story) -> Iterator[str]:
     if own[slowest] > SLOW_RANK * median:
         host = run.paces[slowest].get("host", "?")
         yield (
-            f"Rank {slowest} on {host} is slow: {own[slowest] * 1000:.0f} ms of its own a step, "
+            f"Rank {slowest} on {host} is slow: {own[slowest] * 1000:.0f} ms of its own a batch, "
             "the median "
             f"is {median * 1000:.0f}. All ranks wait for it; convoy doctor on {host} may say why."
         )
@@ -82,17 +84,19 @@ def _bound(run: Story) -> Iterator[str]:
             "help."
         )
     own, step = _own_and_step(run)
-    if own and step and (waiting or 0) <= DATA_BOUND and own < 0.5 * step and _nodes(run) > 1:
+    work = BACKWARD * own if own else None
+    waits_little = (waiting or 0) <= DATA_BOUND and _nodes(run) > 1
+    if work and step and waits_little and work < COMPUTING * step:
         yield (
-            f"Communication-bound: {1 - own / step:.0%} of a step is spent outside of the ranks' "
-            "own work. Fewer "
-            "nodes, a faster interface (NCCL_SOCKET_IFNAME) or more accumulation help."
+            f"Communication-bound: about {1 - work / step:.0%} of the time is neither forward nor "
+            "backward. Fewer nodes, a faster interface (NCCL_SOCKET_IFNAME) or more accumulation "
+            "help."
         )
 
 
 def _own_and_step(run: Story) -> tuple[float | None, float | None]:
     own = [pace["own_s"] for pace in run.paces.values() if pace.get("own_s")]
-    steps = [pace["step_s"] for pace in run.paces.values() if pace.get("step_s")]
+    steps = [pace["batch_s"] for pace in run.paces.values() if pace.get("batch_s")]
     return (max(own) if own else None), (statistics.median(steps) if steps else None)
 
 

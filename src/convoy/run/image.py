@@ -22,41 +22,13 @@ LARGE_BYTES = 1 << 20
 # What the container runtime brings or replaces when a container starts, and the manifest, which
 # holds the digest.
 NOT_CONTENT = frozenset(
-    {
-        "dev",
-        "proc",
-        "sys",
-        "run",
-        "tmp",
-        "var/tmp",
-        "home",
-        "root",
-        "mnt",
-        "media",
-        "srv",
-        "etc/group",
-        "etc/gshadow",
-        "etc/hostname",
-        "etc/hosts",
-        "etc/localtime",
-        "etc/mtab",
-        "etc/nsswitch.conf",
-        "etc/passwd",
-        "etc/resolv.conf",
-        "etc/shadow",
-        "etc/subgid",
-        "etc/subuid",
-        ".dockerenv",
-        ".exec",
-        ".post.script",
-        ".run",
-        ".shell",
-        ".singularity.d",
-        ".test",
-        "environment",
-        "singularity",
-        str(MANIFEST).lstrip("/"),
-    }
+    (
+        "dev proc sys run tmp var/tmp home root mnt media srv environment singularity "
+        "etc/group etc/gshadow etc/hostname etc/hosts etc/localtime etc/mtab etc/nsswitch.conf "
+        "etc/passwd etc/resolv.conf etc/shadow etc/subgid etc/subuid "
+        ".dockerenv .exec .post.script .run .shell .singularity.d .test "
+        f"{str(MANIFEST).lstrip('/')}"
+    ).split()
 )
 
 

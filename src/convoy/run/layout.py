@@ -76,6 +76,11 @@ class RunDirectory:
         """Figures of a finished run, as JSON."""
         return self.root / "results.json"
 
+    @property
+    def speed(self) -> Path:
+        """The speed switches of the latest start, each with its reason, as JSON."""
+        return self.root / "speed.json"
+
     def non_finite_batch(self, rank: int) -> Path:
         """Tokens of the batch whose loss was not finite on `rank`."""
         return self.root / f"non-finite-rank-{rank:03d}.json"
@@ -122,6 +127,21 @@ class RunDirectory:
     def prediction(self) -> Path:
         """What `convoy plan` forecast when it submitted the run, as JSON."""
         return self.root / "prediction.json"
+
+    @property
+    def manifest(self) -> Path:
+        """What the run is made of, as JSON: software, packages, hardware, data, switches."""
+        return self.root / "manifest.json"
+
+    @property
+    def edits(self) -> Path:
+        """The difference of Convoy's files to their commit, where there was one."""
+        return self.root / "edits.diff"
+
+    @property
+    def tracker(self) -> Path:
+        """What Weights & Biases or MLflow write, offline."""
+        return self.root / "tracker"
 
     @property
     def vitals(self) -> Path:

@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from convoy.config import differences
+from convoy.config.navsim_defaults import NO_EFFECT
 from convoy.errors import ConvoyError
 from convoy.run.atomic import write_text
 from convoy.run.layout import RunDirectory
@@ -15,6 +16,9 @@ from convoy.topology import Topology
 # What may change from one start of a run to the next: where and how fast it runs and how long, not
 # what it computes.
 MAY_CHANGE = (
+    *NO_EFFECT,
+    "train_test_split",
+    "worker",
     "run_dir",
     "output_dir",
     "trainer.params.default_root_dir",
@@ -23,6 +27,8 @@ MAY_CHANGE = (
     "trainer.params.num_nodes",
     "trainer.params.accumulate_grad_batches",
     "trainer.params.max_epochs",
+    "trainer.params.max_steps",
+    "trainer.params.max_time",
     "trainer.params.log_every_n_steps",
     "dataloader.params.",
     "data.stage",
@@ -31,6 +37,9 @@ MAY_CHANGE = (
     "checkpoint.",
     "distributed_timeout_minutes",
     "validate_first",
+    "speed",
+    "compile_cache",
+    "tracker",
 )
 
 
@@ -88,7 +97,7 @@ def require_same_configuration(root: Path, config: DictConfig) -> None:
         raise ConvoyError(
             f"The run directory {run.root} belongs to another configuration:\n"
             + "\n".join(lines)
-            + "\nGive a new one (run_dir=/path), or the same settings to go on with that run."
+            + "\nGive a new one (run_dir=/path), or the same settings to continue that run."
         )
 
 

@@ -63,7 +63,7 @@ def record_start(
             for name, value in asdict(software).items()
             if before["software"].get(name) != value
         ]
-        notes.append(f"This run goes on with other software: {'; '.join(parts)}.")
+        notes.append(f"This run continues with other software: {'; '.join(parts)}.")
     entry = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "start": launch.start,

@@ -49,7 +49,7 @@ def _page(runs: Sequence[Story], points: int, pictures: bool) -> str:
         for chart in drawn
     ]
     data = json.dumps({"charts": shown}, separators=(",", ":"), allow_nan=False).replace(
-        "</", "<\\/"
+        "<", "\\u003c"
     )
     text = TEMPLATE.read_text().replace("@TITLE@", escape(title))
     head, _, tail = text.partition("@BODY@")
@@ -89,6 +89,7 @@ def _body(
     yield from _table(
         "Last start", [flat(run.launches[-1]) if run.launches else {} for run in runs], runs
     )
+    yield from _table("Manifest", [flat(run.manifest) for run in runs], runs)
     yield from _table("Results", [flat(run.results) for run in runs], runs)
     for run, time in zip(runs, times, strict=True):
         rows = "".join(

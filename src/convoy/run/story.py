@@ -39,6 +39,7 @@ class Story:
     prediction: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, tuple[Point, ...]] = field(default_factory=dict)
+    manifest: Mapping[str, Any] = field(default_factory=dict)
     vitals: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)  # by host
     paces: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)  # by rank, the newest
 
@@ -57,13 +58,15 @@ class Story:
 
     @property
     def data_wait(self) -> float | None:
-        """Share of the time that ranks wait for data, of the last report; None if not measured."""
-        value = self.progress.get("data_wait")
-        return float(value) if isinstance(value, int | float) else None
+        """Share of the time that ranks wait for data, their mean; None if not measured."""
+        found = [pace["data_wait"] for pace in self.paces.values() if "data_wait" in pace]
+        return sum(found) / len(found) if found else None
 
     @property
     def gpu(self) -> str | None:
         """The name of its GPUs, as the driver gives it or as the plan asked for it."""
+        for name in (self.manifest.get("hardware") or {}).get("gpus") or ():
+            return str(name)
         for samples in self.vitals.values():
             for gpu in samples[-1].get("gpus") or ():
                 if gpu.get("name"):
@@ -107,6 +110,7 @@ def read(root: Path) -> Story:
         read_json(run.prediction),
         read_config(run.config),
         read_metrics(run.metrics),
+        read_json(run.manifest),
         {
             path.stem: samples
             for path in sorted(run.vitals.glob("*.jsonl"))
@@ -183,7 +187,9 @@ def read_config(path: Path) -> dict[str, str]:
             parents.append((indent, key))
             found.setdefault(last, "")
         else:
-            found[last] = value.strip("'\"")
+            # A comment is our own defaults'; OmegaConf quotes a text that looks like one.
+            bare = value if value[:1] in {"'", '"'} else value.partition(" #")[0]
+            found[last] = bare.strip().strip("'\"")
     return {key: value for key, value in found.items() if value or not _has_children(key, found)}
 
 

@@ -9,19 +9,10 @@ from typing import Any
 from convoy.run.story import Story
 
 # Words in an event's kind that make it something a reader should see at once.
-BAD = (
-    "signal",
-    "preempt",
-    "fail",
-    "lost",
-    "exclud",
-    "kill",
-    "oom",
-    "hang",
-    "stuck",
-    "refus",
-    "error",
+BAD = tuple(
+    "signal preempt fail lost exclud kill oom memory hang stuck refus error takeover".split()
 )
+EVERYWHERE = ("signal", "preempt")  # what reaches all hosts alike: the first to see it says nothing
 
 
 @dataclass(frozen=True)
@@ -131,10 +122,12 @@ def is_bad(event: Mapping[str, Any]) -> bool:
 def words(event: Mapping[str, Any]) -> str:
     """`checkpoint: step 400`."""
     kind = str(event.get("kind", "")).replace("_", " ")
+    local = is_bad(event) and not kind.startswith(EVERYWHERE)
+    hidden = {"time", "kind", "start"} | (set() if local else {"host"})
     details = [
-        str(value) if name == kind else f"{name.replace('_', ' ')} {value}"
+        str(value) if name in {kind, "message"} else f"{name.replace('_', ' ')} {value}"
         for name, value in event.items()
-        if name not in {"time", "kind"} and value not in (None, "", [], {})
+        if name not in hidden and value not in (None, "", [], {})
     ]
     return f"{kind}: {', '.join(details)}" if details else kind
 

@@ -29,8 +29,10 @@ GRASS, WALKWAY, ROAD, KERB, MARK, BEYOND = range(6)  # surfaces
 
 @dataclass(frozen=True)
 class View:
-    """A pinhole camera at the mount, its axis level; all in pixels, the yaw in radians to the
-    left."""
+    """A pinhole camera at the mount, its axis level.
+
+    All in pixels, the yaw in radians to the left.
+    """
 
     yaw: float
     columns: int
@@ -298,8 +300,10 @@ def _draw_signal(
 
 
 def _project(vertices: Array, view: View) -> Array:
-    """Pixels (M, 2) of a polygon (N, 3) in the ego frame, cut at the near plane; M is 0 behind
-    it."""
+    """Pixels (M, 2) of a polygon (N, 3) in the ego frame, cut at the near plane.
+
+    M is 0 behind it.
+    """
     c, s = np.cos(view.yaw), np.sin(view.yaw)
     to_camera = np.array([[c, s, 0], [s, -c, 0], [0, 0, -1]])  # rows: depth, right, down
     points = (vertices - MOUNT) @ to_camera.T

@@ -112,7 +112,7 @@ def driving_command(moment: Moment) -> Command:
     """The turn at a junction up to 45 m ahead, else where the route leads within 20 m.
 
     The latter is OpenScene's rule (`process_data/helpers/driving_command.py`): 2 m or more to a
-    side. With it alone the ego would brake for a turn that nothing tells of yet.
+    side. With it alone the ego would brake for a turn that nothing announces yet.
     """
     if moment.next_turn is not None and moment.next_turn[0] < 45.0 and moment.next_turn[1] != 0:
         return Command.LEFT if moment.next_turn[1] > 0 else Command.RIGHT

@@ -9,9 +9,8 @@ from convoy.synthetic.shapes import Array, Box
 
 RANGE = 70.0  # metres
 _MOUNT = np.array([1.2, 0.0, 1.8])  # metres in the ego frame
-_ELEVATIONS = np.radians(
-    np.concatenate([np.linspace(-24.0, -6.0, 14), np.linspace(-5.0, 3.0, 14)])
-)  # one per ring
+# One per ring.
+_ELEVATIONS = np.radians(np.concatenate([np.linspace(-24.0, -6.0, 14), np.linspace(-5.0, 3.0, 14)]))
 _AZIMUTHS = np.radians(np.arange(0.0, 360.0, 0.4))
 _KERB_HEIGHT = 0.35
 _NOISE = 0.02  # metres

@@ -116,9 +116,8 @@ def write_map(root: Path, location: Location, town: Town) -> Path:
     return path
 
 
-_Layer = tuple[
-    str, list[str], list[tuple]
-]  # geometry type, columns, rows that begin with their points (N, 2)
+# Geometry type, columns, rows that begin with their points (N, 2).
+_Layer = tuple[str, list[str], list[tuple]]
 
 
 def _layers(town: Town) -> dict[str, _Layer]:

@@ -22,12 +22,10 @@ class Moment:
     speed: float
     acceleration: Array  # (2,) m/s^2 ahead and to the left
     route: tuple[int, ...]  # edges: the one before the ego's, the ego's, those ahead
-    route_ahead: Array = field(
-        repr=False
-    )  # (N, 2) points of the route from the ego on, half a metre apart
-    next_turn: (
-        tuple[float, int] | None
-    )  # metres to the next junction, and 1 left, 0 straight on, -1 right there
+    # (N, 2) points of the route from the ego on, half a metre apart.
+    route_ahead: Array = field(repr=False)
+    # Metres to the next junction, and 1 left, 0 straight on, -1 right there.
+    next_turn: tuple[float, int] | None
     tracks: tuple[Track, ...] = field(repr=False)
     posts: tuple[SignalPost, ...] = field(repr=False)
     lights: dict[tuple[int, int], Light] = field(repr=False)  # (junction, arm) -> light

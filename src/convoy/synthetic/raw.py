@@ -148,8 +148,7 @@ def _check(samples: int, logs: int, seed: int, split: str, workers: int | None) 
 
 
 def _claim(plan: RawPlan) -> None:
-    """Leave a note of the settings; refuse a directory that was made with others, or by something
-    else."""
+    """Note the settings; refuse a directory that was made with others, or otherwise."""
     if plan.out.exists() and not plan.out.is_dir():
         raise ConvoyError(
             f"{plan.out} is a file; the data set needs a directory that is new or empty."

@@ -16,6 +16,7 @@ TOWN_STREAM = 2  # of random numbers; 0 and 1 are those of the feature cache
 FRAME_INTERVAL = 0.5  # seconds
 
 
+# Degrees to the left.
 YAWS = {
     "F0": 0,
     "L0": 55,
@@ -25,7 +26,7 @@ YAWS = {
     "R1": -110,
     "R2": -148,
     "B0": 180,
-}  # degrees to the left
+}
 
 
 FRONT = ("F0", "L0", "R0")

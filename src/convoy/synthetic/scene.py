@@ -123,8 +123,7 @@ def _shifted(lane: Lane, left: float) -> Lane:
 
 
 def _curve(rng: np.random.Generator) -> Array:
-    """Curvature per station: straight, then a curve of up to 80 degrees and of at least 28 m
-    radius."""
+    """Curvature per station: straight, then a curve of at most 80 degrees, radius 28 m or more."""
     station = _stations()
     if rng.random() < 0.2:
         return np.zeros_like(station)
@@ -135,8 +134,7 @@ def _curve(rng: np.random.Generator) -> Array:
 
 
 def _turn(command: Command, to_junction: float) -> Array:
-    """Curvature per station of the quarter circle from the ego's lane to the right lane of the
-    arm."""
+    """Curvature per station of the quarter circle to the right lane of the arm."""
     station = _stations()
     if command == Command.STRAIGHT:
         return np.zeros_like(station)
@@ -225,8 +223,7 @@ def _trajectory(rng: np.random.Generator, route: Lane, driven: Array, lateral: f
 def _traffic(
     rng: np.random.Generator, lane: Lane, junction: tuple[float, float] | None
 ) -> list[Vehicle]:
-    """Vehicles that the ego does not react to: oncoming, behind, parked, waiting at the
-    junction."""
+    """Vehicles that the ego ignores: oncoming, behind, parked, waiting at the junction."""
     vehicles = []
     clear = junction[0] + 12.0 if junction else 0.0
     for station in np.arange(12.0, 70.0, 16.0):

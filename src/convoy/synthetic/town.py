@@ -101,9 +101,8 @@ class Town:
     @classmethod
     def sample(cls, rng: np.random.Generator) -> "Town":
         """Draw a town; the same generator state gives the same town."""
-        blocks = rng.uniform(
-            160.0, 190.0, 4
-        )  # from the crossing to the middle of each side of the ring
+        # From the crossing to the middle of each side of the ring.
+        blocks = rng.uniform(160.0, 190.0, 4)
         middle = Junction((0.0, 0.0), (0, 1, 2, 3))
         sides = [
             Junction(
@@ -195,8 +194,10 @@ def _path(*pieces: float | tuple[float, float]) -> Array:
 
 
 def _to_and_fro(rng: np.random.Generator) -> list[tuple[float, float]]:
-    """Bends after which a road goes on along the line that it came on; none for a quarter of the
-    roads."""
+    """Bends after which a road goes on along the line that it came on.
+
+    None for a quarter of the roads.
+    """
     angle, radius = rng.uniform(0.25, 0.42) * rng.choice([-1, 1]), rng.uniform(28.0, 36.0)
     return [(angle, radius), (-2 * angle, radius), (angle, radius)] if rng.random() < 0.75 else []
 
@@ -211,8 +212,10 @@ def _edges(
     ends: list[tuple[tuple[int, int], tuple[int, int]]],
     junctions: tuple[Junction, ...],
 ) -> tuple[Edge, ...]:
-    """Lanes, then connectors; `ends` has each road's (junction, arm) at its start and at its
-    end."""
+    """Lanes, then connectors.
+
+    `ends` has each road's (junction, arm) at its start and at its end.
+    """
     crossings = [
         (index, arm, exit_arm)
         for index, junction in enumerate(junctions)

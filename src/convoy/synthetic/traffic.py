@@ -15,23 +15,14 @@ from convoy.synthetic.moment import Moment, Track
 from convoy.synthetic.pedestrians import Crossing, Walker
 from convoy.synthetic.roadside import park, put_cones, sample_person
 from convoy.synthetic.scene import EGO_FRONT, ROAD_HALF_WIDTH, sample_vehicle
-from convoy.synthetic.shapes import (
-    Array,
-    Box,
-    Cone,
-    Lane,
-    Light,
-    Pedestrian,
-    SignalPost,
-    Vehicle,
-)
+from convoy.synthetic.shapes import Array, Box, Cone, Lane, Light, Pedestrian, SignalPost, Vehicle
 from convoy.synthetic.signals import GREEN, STEP, Signal
 from convoy.synthetic.town import CROSSWALK_WIDTH, SPEED_LIMIT, Edge, Road, Town
 
 EGO_REAR = 1.1  # rear bumper behind the rear axle
 EGO_WIDTH = 2.3
 
-SIGHT = 120.0  # metres around the ego that a moment tells of
+SIGHT = 120.0  # metres around the ego that a moment describes
 
 _VEHICLES = 22
 _AHEAD = 70.0  # metres that drivers look ahead
@@ -45,8 +36,10 @@ _JERK = 2.5  # m/s^3
 
 @dataclass
 class _Car:
-    """A vehicle on its way; `at` is where its reference point is, along the first edge of
-    `plan`."""
+    """A vehicle on its way.
+
+    `at` is where its reference point is, along the first edge of `plan`.
+    """
 
     shape: Vehicle
     front: float  # metres from the reference point to the bumpers

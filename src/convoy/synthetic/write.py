@@ -1,5 +1,4 @@
-"""Write a synthetic cache in NAVSIM's layout, `<out>/<log>/<token>/<builder>.gz`, with many
-processes."""
+"""Write a synthetic cache in NAVSIM's layout with many processes."""
 
 import hashlib
 import time
@@ -137,7 +136,7 @@ def _write_samples(plan: _Plan, indices: range) -> int:
 
 
 def _write_sample(plan: _Plan, index: int) -> int:
-    # Imports torch, which processes that write raw data do without.
+    # Imports torch, which processes that write raw data do not need.
     from convoy.synthetic.sample import build_sample, encode
 
     directory = plan.directory(index)

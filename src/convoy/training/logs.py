@@ -1,5 +1,7 @@
-"""Logs: every rank writes its own file below the run directory; rank 0 also speaks to the
-console."""
+"""Logs: every rank writes its own file below the run directory.
+
+Rank 0 also speaks to the console.
+"""
 
 import logging
 import sys

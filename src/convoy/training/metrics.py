@@ -1,5 +1,4 @@
-"""Displacement errors in metres, and the guess that every planner must beat: going on at constant
-velocity."""
+"""Displacement errors in metres, of agents and of constant velocity."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,8 +37,10 @@ class TrajectoryKeys:
         return predicted[:, times - 1 :: times], target
 
     def missing(self, predictions: Any, targets: Mapping[str, Any]) -> str | None:
-        """Why there is no pair, or None. Raises ConvoyError where a key was configured that is not
-        there."""
+        """Why there is no pair, or None.
+
+        Raises ConvoyError where a key was configured that is not there.
+        """
         if self.pair(predictions, targets) is not None:
             return None
         named = predictions if isinstance(predictions, Mapping) else {}
@@ -72,17 +73,20 @@ def displacement_errors(trajectory: Tensor, target: Tensor) -> tuple[Tensor, Ten
     return distance.mean(dim=-1), distance[:, -1]
 
 
-def ego_velocity(features: dict[str, Tensor]) -> Tensor | None:
+def ego_velocity(features: Mapping[str, Any]) -> Tensor | None:
     """Velocity (batch, 2) in m/s in the ego frame, as NAVSIM's builders store it, or None when they
     did not.
 
     TransFuser's `status_feature` is command 4, velocity 2, acceleration 2; EgoStatusMLP's
     `ego_status` is velocity 2, acceleration 2, command 4.
+    A list of them (GTRS) begins with the present one.
     """
-    if "status_feature" in features:
-        return features["status_feature"][:, 4:6]
-    if "ego_status" in features:
-        return features["ego_status"][:, 0:2]
+    for name, start in (("status_feature", 4), ("ego_status", 0)):
+        status = features.get(name)
+        if isinstance(status, (list, tuple)) and status:
+            status = status[0]
+        if isinstance(status, Tensor) and status.ndim == 2 and status.shape[1] >= start + 2:
+            return status[:, start : start + 2]
     return None
 
 

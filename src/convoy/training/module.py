@@ -1,8 +1,11 @@
 """The Lightning module around an agent: its loss, its optimiser, and displacement errors at
 validation."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -24,6 +27,8 @@ from convoy.training.metrics import (
 )
 from convoy.training.process_group import Control
 from convoy.training.rehearsal import Rehearsal
+from convoy.training.report import DrawnSamples
+from convoy.training.speed.acceleration import Acceleration
 
 DISPLACEMENTS = ("ade", "fde", "ade_constant_velocity", "fde_constant_velocity")
 
@@ -46,32 +51,44 @@ class AgentModule(pl.LightningModule):
         keys: TrajectoryKeys,
         run: RunDirectory,
         control: Control,
+        speed: Acceleration,
     ) -> None:
         super().__init__()
         self.agent = agent
         self.rehearsal = rehearsal
         self.validation: dict[str, float] = {}  # the last validation's means, without prefix
+        self.validated_step: int | None = None  # of the training's steps, where that was in it
         self._calls = calls
+        self.drawn: DrawnSamples | None = None  # of the last validation, for the report
         self._keys = keys
         self._run = run
         self._control = control
+        self._speed = speed
         self._finite_check = FiniteCheck()
         self._training_means = Means(rehearsal.train)
         self._validation_means = Means(())
 
     def training_step(self, batch: Sample, batch_idx: int) -> dict[str, Tensor]:
         """The loss under "loss", as Lightning takes it, and the agent's other scalars, detached."""
-        features, targets = batch
-        self._stop_if_not_finite(self._finite_check.previous())
-        outcome = self._calls.step(features, targets, lambda: self._training_tokens(batch_idx))
-        loss = outcome.loss
+        self._stop_if_not_finite(self._finite_check.finished())
+
+        def scalars_of(
+            batch: Sample, forward: Callable[..., Any] | None = None
+        ) -> dict[str, Tensor]:
+            features, targets = batch
+            tokens = lambda: self._training_tokens(batch_idx)  # noqa: E731
+            outcome = self._calls.step(features, targets, tokens, forward)
+            return {**outcome.parts, "loss": outcome.loss}
+
+        returned = self._speed.step(batch, self.trainer, scalars_of)
+        loss = returned["loss"]
         self._finite_check.begin(loss, self.current_epoch, batch_idx)
         if not loss.is_cuda:
-            self._stop_if_not_finite(self._finite_check.previous())
-        scalars = {"loss": loss.detach(), **outcome.parts}
+            self._stop_if_not_finite(self._finite_check.all())
+        scalars = {**returned, "loss": loss.detach()}
         self._training_means.add(scalars)
         self._show("train", scalars, "step")
-        return {**outcome.parts, "loss": loss}
+        return returned
 
     def on_train_epoch_start(self) -> None:
         self._training_means = Means(self.rehearsal.train)
@@ -81,8 +98,26 @@ class AgentModule(pl.LightningModule):
         means = self._training_means.over_ranks(self._control)
         self._show("train", {name: torch.tensor(mean) for name, mean in means.items()}, "epoch")
 
+    # Where a step is one piece, Lightning's parts of it have nothing left to do.
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if not self._speed.steps_itself:
+            super().backward(loss, *args, **kwargs)
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
+        if self._speed.steps_itself:
+            optimizer_closure()
+        else:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        if not self._speed.steps_itself:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+
     def on_train_epoch_end(self) -> None:
-        self._stop_if_not_finite(self._finite_check.previous())
+        self._stop_if_not_finite(self._finite_check.all())
 
     def on_validation_epoch_start(self) -> None:
         self._validation_means = Means((*self.rehearsal.val, *DISPLACEMENTS))
@@ -103,6 +138,8 @@ class AgentModule(pl.LightningModule):
         self._show("val", scalars, "step")
         pair = self._keys.pair(outcome.predictions, targets)
         if pair is not None:
+            if batch_idx == 0 and self.trainer.is_global_zero:
+                self.drawn = DrawnSamples.of(features, *pair)
             scalars |= _displacements("", *pair)
             velocity = ego_velocity(features)
             if velocity is not None:
@@ -110,10 +147,20 @@ class AgentModule(pl.LightningModule):
                 scalars |= _displacements("_constant_velocity", guess, pair[1])
         self._validation_means.add(scalars, own)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["last_validation"] = {"step": self.validated_step, "means": self.validation}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A run that ends without another validation has the figures of the one before."""
+        last = checkpoint.get("last_validation")
+        if last is not None:
+            self.validated_step, self.validation = last["step"], last["means"]
+
     def log_validation_means(self) -> None:
         """Log means over all ranks' samples: val/loss and the agent's other scalars; in metres
         val/ade, val/fde and the constant-velocity guess's. All ranks call it."""
         self.validation = self._validation_means.over_ranks(self._control)
+        self.validated_step = self.trainer.global_step if self.trainer.state.fn == "fit" else None
         for name, mean in self.validation.items():
             self.log(f"val/{name}", mean, rank_zero_only=False, sync_dist=False)
             self.trainer.callback_metrics[f"val/{name}_epoch"] = torch.tensor(mean)
@@ -138,12 +185,9 @@ class AgentModule(pl.LightningModule):
         loss, epoch, batch_index = bad
         samples = self.trainer.datamodule.training_samples(epoch, batch_index)
         record = self._run.non_finite_batch(self.global_rank)
-        record.write_text(
-            json.dumps(
-                {"loss": str(loss), "epoch": epoch, "batch": batch_index, "samples": samples},
-                indent=1,
-            )
-        )
+        facts = {"loss": str(loss), "epoch": epoch, "batch": batch_index, "samples": samples}
+        with contextlib.suppress(OSError):  # a full disk must not hide the reason
+            record.write_text(json.dumps(facts, indent=1))
         raise ConvoyError(
             f"The loss became {loss} on rank {self.global_rank} (epoch {epoch}, batch "
             f"{batch_index}); the batch's {len(samples)} tokens are in {record}. The last "
@@ -154,38 +198,67 @@ class AgentModule(pl.LightningModule):
 class FiniteCheck:
     """Tells of a non-finite loss without making the host wait for the GPU.
 
-    The copy to the host runs beside the backward pass and is read a step later.
+    The copies to the host run behind the steps, and are read when they have arrived.
     """
 
+    MOST_PENDING = 16  # losses on their way; so far may the host be ahead of the GPU
+
     def __init__(self) -> None:
-        self._pending: tuple[Tensor, torch.cuda.Event | None, int, int] | None = None
+        self._pending: deque[tuple[Tensor, torch.cuda.Event | None, int, int]] = deque()
+        self._memory: list[Tensor] = []
 
     def begin(self, loss: Tensor, epoch: int, batch_index: int) -> None:
         event = None
         value = loss.detach()
         if loss.is_cuda:
-            value = torch.empty((), dtype=loss.dtype, pin_memory=True).copy_(
-                value, non_blocking=True
-            )
+            memory = self._memory.pop() if self._memory else torch.empty((), pin_memory=True)
+            value = memory.copy_(value, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
-        self._pending = (value, event, epoch, batch_index)
+        self._pending.append((value, event, epoch, batch_index))
 
-    def previous(self) -> tuple[float, int, int] | None:
-        """(loss, epoch, batch index) of the step begun last when its loss is not finite, else
-        None."""
-        if self._pending is None:
-            return None
-        value, event, epoch, batch_index = self._pending
-        self._pending = None
+    def finished(self) -> tuple[float, int, int] | None:
+        """(loss, epoch, batch index) of the first step whose loss has arrived and is not finite."""
+        while self._pending:
+            event = self._pending[0][1]
+            if event is not None and not event.query() and len(self._pending) < self.MOST_PENDING:
+                return None
+            bad = self._read()
+            if bad is not None:
+                return bad
+        return None
+
+    def all(self) -> tuple[float, int, int] | None:
+        """The same over all steps so far: waits for the GPU."""
+        while self._pending:
+            bad = self._read()
+            if bad is not None:
+                return bad
+        return None
+
+    def _read(self) -> tuple[float, int, int] | None:
+        value, event, epoch, batch_index = self._pending.popleft()
         if event is not None:
             event.synchronize()
+            self._memory.append(value)
         loss = value.item()
-        return None if torch.isfinite(torch.tensor(loss)) else (loss, epoch, batch_index)
+        return None if math.isfinite(loss) else (loss, epoch, batch_index)
 
 
 class NavsimMetricNames(pl.Callback):
     """Comes first among the callbacks, so that the others find the means of the epoch that ends."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse a scheduler that would leave each rank with a learning rate of its own."""
+        for scheduler in trainer.lr_scheduler_configs if trainer.world_size > 1 else ():
+            of_a_step = scheduler.interval == "step" and scheduler.reduce_on_plateau
+            monitor = str(scheduler.monitor)
+            if of_a_step and monitor.startswith("train/") and not monitor.endswith("_epoch"):
+                raise ConvoyError(
+                    f"The agent's scheduler follows {scheduler.monitor} at every step, which is "
+                    "each rank's own: their learning rates would part. Let it follow "
+                    "train/loss_epoch with interval=epoch, or val/loss."
+                )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, AgentModule)

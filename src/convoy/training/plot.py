@@ -65,9 +65,8 @@ def plot_trajectories(
                     label=name,
                     markersize=4,
                 )
-        axis.set(
-            xlim=(METRES, -METRES), ylim=(-8, 2 * METRES - 8), aspect="equal"
-        )  # left is left, as the driver sees it
+        # Left is left, as the driver sees it.
+        axis.set(xlim=(METRES, -METRES), ylim=(-8, 2 * METRES - 8), aspect="equal")
         axis.tick_params(labelsize=7)
     axes[0, 0].legend(fontsize=7, loc="upper left")
     figure.supxlabel("y in metres (left is positive)", fontsize=9)

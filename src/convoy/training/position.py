@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loops.loop import _Loop
 
 
 class Moment(StrEnum):
@@ -54,7 +55,9 @@ def went_on(trainer: pl.Trainer) -> None:
     """To be called after each step or validation. Lightning counts the whole first epoch as
     restarting, and then leaves out the plateau schedulers at its end."""
     if trainer.fit_loop.restarting:
-        trainer.fit_loop.restarting = False
+        # Not the fit loop's own setter: with max_steps it makes True of False, and the epoch after
+        # a resumed one would then end after one batch.
+        _Loop.restarting.fset(trainer.fit_loop, False)  # type: ignore[attr-defined]
 
 
 def rescale(progress: dict[str, Any], saved: int, now: int) -> None:

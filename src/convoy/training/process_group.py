@@ -110,7 +110,7 @@ def leave_process_group() -> None:
 
     A gloo thread needs the interpreter lock to drop what a finished collective held; destroying the
     group holds that lock and waits for the thread. With torch 2.13 a process that did so right
-    after its last collective hung for ever.
+    after its last collective hung forever.
     """
     time.sleep(0.1)
     dist.destroy_process_group()

@@ -1,5 +1,4 @@
-"""Where samples to be packed come from: NAVSIM's gzip cache, or raw logs through an agent's own
-builders."""
+"""Where samples come from: NAVSIM's gzip cache, or raw logs through an agent's builders."""
 
 import dataclasses
 import hashlib
@@ -64,7 +63,7 @@ class CacheInput:
 
     @classmethod
     def open(cls, root: Path, trusted: bool) -> "CacheInput":
-        """Raises ConvoyError when `root` is no cache."""
+        """Raises ConvoyError when `root` is not a cache."""
         if not root.is_dir():
             raise ConvoyError(
                 f"--from-cache {root} is not a directory on this machine. Is the file system "
@@ -78,7 +77,7 @@ class CacheInput:
                 if names:
                     return cls(root, tuple(names), trusted)
         raise ConvoyError(
-            f"--from-cache {root} holds no <log>/<token>/<builder>.gz: it is no feature cache."
+            f"--from-cache {root} holds no <log>/<token>/<builder>.gz: it is not a feature cache."
         )
 
     @property
@@ -160,8 +159,7 @@ class RawInput:
             ) from error
 
     def __reduce__(self) -> tuple[Callable[[bytes], "RawInput"], tuple[bytes]]:
-        """In two steps: what makes NAVSIM importable must come before what unpickles its
-        builders."""
+        """In two steps: NAVSIM must be importable before its builders are unpickled."""
         return _load_raw_input, (
             pickle.dumps([getattr(self, field.name) for field in dataclasses.fields(self)]),
         )
@@ -251,8 +249,10 @@ class RawInput:
 
 
 def tokens_of_log(source: RawInput, log: str) -> list[str] | None:
-    """Tokens of the log's scenes, in time; None for a log that cannot be read: packing it will tell
-    why."""
+    """Tokens of the log's scenes, in time.
+
+    None for a log that cannot be read: packing it will tell why.
+    """
     try:
         return open_log(
             log, source.logs, source.sensors, source.scene_filter, source.sensor_config

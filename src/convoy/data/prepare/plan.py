@@ -87,7 +87,7 @@ def open_preparation(
     if changed:
         raise ConvoyError(
             f"{root} belongs to another preparation: {'; '.join(changed[:4])}. Give another "
-            "directory, or the same arguments to go on with that one."
+            "directory, or the same arguments to continue that one."
         )
     return preparation
 

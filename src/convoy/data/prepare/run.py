@@ -50,8 +50,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Progress:
-    """Over all tasks of this start. `units` are shards finished, of `units_total` in the whole
-    preparation."""
+    """Over all tasks of this start.
+
+    `units` are shards finished, of `units_total` in the whole preparation.
+    """
 
     done: int
     failed: int
@@ -108,7 +110,7 @@ def prepare(
 
 @dataclass(frozen=True)
 class _Work:
-    """What every worker process is told."""
+    """What every worker process gets."""
 
     source: Input
     out: Path
@@ -117,8 +119,10 @@ class _Work:
 
 
 def pack_unit(work: _Work, unit: Unit) -> Shard:
-    """Pack one unit in this process. A sample that fails is noted in the shard's entry, with the
-    reason."""
+    """Pack one unit in this process.
+
+    A sample that fails is noted in the shard's entry, with the reason.
+    """
     started = time.perf_counter()
     seconds: dict[str, float] = {}
     with ShardWriter(work.out, unit.log, unit.part, work.layout, work.allow_non_finite) as writer:
@@ -159,7 +163,7 @@ def _raise(error: Exception) -> Loaded:
 
 
 def _reason(error: Exception) -> str:
-    """In one line; Convoy's own errors say it all, of others the type is told too."""
+    """In one line; Convoy's own errors say it all, of others the type is shown too."""
     text = " ".join(str(error).split())
     own = isinstance(error, (ConvoyError, NotPackable))
     return text if own else f"{type(error).__name__}: {text[:REASON]}".rstrip(": ")
@@ -264,8 +268,10 @@ def _wait_for_others(
 
 
 def _finish(source: Input, out: Path, preparation: Preparation) -> Manifest:
-    """Put all shards' entries together. Raises ConvoyError when they do not go together, or hold
-    nothing."""
+    """Put all shards' entries together.
+
+    Raises ConvoyError when they do not go together, or hold nothing.
+    """
     shards = []
     for unit in preparation.units:
         shard = read_entry(out, unit.name)

@@ -56,8 +56,10 @@ class TaskBoard:
         self._thread = threading.Thread(target=self._beat, name="convoy-sign", daemon=True)
 
     def open(self) -> None:
-        """Give a first sign. Raises ConvoyError while another start is at work in the same
-        directory."""
+        """Give a first sign.
+
+        Raises ConvoyError while another start is at work in the same directory.
+        """
         create_once(self._folder / BEGIN, {})
         self._write()
         try:
@@ -93,11 +95,12 @@ class TaskBoard:
             for sign, age in _signs(self._folder)
         }
         waited = now - (self._folder / "missing.json").stat().st_mtime
+        # A container may take minutes to start.
         return [
             number
             for number in range(self.task.count)
             if not seen.get(number, waited < 4 * SILENCE)
-        ]  # a container may take minutes to start
+        ]
 
     def remove(self) -> None:
         """Forget all starts; for when everything is done."""
@@ -105,7 +108,7 @@ class TaskBoard:
 
     def _beat(self) -> None:
         while not self._stop.wait(INTERVAL):
-            with contextlib.suppress(ConvoyError):  # a full disk is told by what writes the shards
+            with contextlib.suppress(ConvoyError):  # what writes the shards reports a full disk
                 self._write()
 
     def _write(self) -> None:
@@ -141,8 +144,10 @@ class TaskBoard:
         return True
 
     def _gives_way_to(self, folder: Path) -> bool:
-        """Of two that began at once, the later one gives way; their names decide where times are
-        equal."""
+        """Of two that began at once, the later one gives way.
+
+        Their names decide where times are equal.
+        """
         mine, others = _began(self._folder), _began(folder)
         return others is not None and (
             mine is None or (others, folder.name) < (mine, self._folder.name)
