@@ -155,7 +155,7 @@ def test_stop_asks_for_a_checkpoint_and_forbids_the_requeue(preempted_run, progr
     exp, path = preempted_run.parents[1], f"{programs}:/usr/bin:/bin"
     done = convoy(exp, "stop", "12", path=path)
     assert done.returncode == 0 and "has ended" in done.stdout, done.stderr
-    assert stop_request.read(RunDirectory(preempted_run)) == signal.SIGUSR1
+    assert stop_request.read(RunDirectory(preempted_run), "now", since=0) == signal.SIGUSR1
     assert (tmp_path / "calls").read_text().splitlines() == [
         "scontrol update JobId=12 Requeue=0",
         "scancel --batch --signal=USR1 12",

@@ -5,8 +5,6 @@ import time
 
 import pytest
 
-from convoy.run import stop_request
-from convoy.run.layout import RunDirectory
 from convoy.run.stop_request import SIGNALS, StopRequest
 
 
@@ -37,15 +35,3 @@ def test_a_forked_worker_dies_of_it(request_):
             break
     assert worker.exitcode == -signal.SIGTERM
     assert request_.number == 0
-
-
-def test_a_request_is_left_read_and_cleared(tmp_path):
-    run = RunDirectory(tmp_path)
-    assert stop_request.read(run) == 0
-    stop_request.ask(run)
-    assert stop_request.read(run) == signal.SIGUSR1
-    stop_request.clear(run)
-    stop_request.clear(run)
-    assert stop_request.read(run) == 0
-    run.stop_request.write_text("{")
-    assert stop_request.read(run) == 0
