@@ -25,7 +25,9 @@ ask_to_stop() {
     asked=(--asked="$1")
     if [[ $agreement ]]; then "$container" ask-to-stop --signal="$1" "$agreement" || true; fi
 }
-for name in USR1 TERM INT; do trap "ask_to_stop $name" "$name"; done
+trap 'ask_to_stop USR1' USR1
+trap 'ask_to_stop TERM' TERM
+trap 'ask_to_stop INT' INT
 
 for ((attempt = 0; ; attempt++)); do
     export CONVOY_ATTEMPT=$attempt
@@ -54,7 +56,7 @@ for ((attempt = 0; ; attempt++)); do
     if ((! ${#asked[@]})); then
         answering=(--answering="$(timeout 60 srun --quiet --overlap --kill-on-bad-exit=0 \
             --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
-            bash -c 'echo "$SLURMD_NODENAME"' 2> /dev/null)") || true
+            printenv SLURMD_NODENAME 2> /dev/null)") || true
     fi
     answer=$("$container" verdict --status="$status" --job="$(scontrol show job "$job")" \
         "${answering[@]}" "${asked[@]}" "$agreement") || exit "$status"

@@ -57,7 +57,7 @@ def went_on(trainer: pl.Trainer) -> None:
     if trainer.fit_loop.restarting:
         # Not the fit loop's own setter: with max_steps it makes True of False, and the epoch after
         # a resumed one would then end after one batch.
-        _Loop.restarting.fset(trainer.fit_loop, False)  # type: ignore[attr-defined]
+        _Loop.restarting.fset(trainer.fit_loop, False)
 
 
 def rescale(progress: dict[str, Any], saved: int, now: int) -> None:
