@@ -2,6 +2,9 @@
 
 from importlib.util import find_spec
 
+import convoy.navsim.torchvision_cpu  # noqa: F401  # before Lightning, which imports torchvision
+
+# isort: split
 import pytest
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
