@@ -1,11 +1,12 @@
 """Samples nested as those of GTRS (lists of pictures, numpy arrays, a string) from shards, against
 NAVSIM's gzip cache: reading batches for the training, and writing what the builders gave.
 
-    python benchmarks/data_nested.py --samples 48 --workers 2 --threads 2
+    python benchmarks/data_nested.py --samples 32 --json > benchmarks/results/data_nested.json
 
 NAVSIM's side is its own CacheOnlyDataset in a DataLoader with its own default_collate, and its own
-dump_feature_target_to_pickle. Batches from shards are packed, as they cross to a GPU; the row
-"decoded on the host" is what a training on the CPU gets.
+dump_feature_target_to_pickle. Both sides use one process and one thread, so samples per second of
+processor time can be compared too, where the machine has other things to do. Batches from shards
+are packed, as they cross to a GPU; "decoded on the host" is what a training on the CPU gets.
 """
 
 import argparse
@@ -14,7 +15,8 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from report import print_report
 from torch.utils.data import DataLoader
 
 from convoy.data.cache import Builders
-from convoy.data.packed_batch import PackedBatch
+from convoy.data.packing import probe
 from convoy.data.prepare.inputs import CacheInput
 from convoy.data.prepare.run import Options, prepare
 from convoy.data.shard_loader import ShardLoader
@@ -76,36 +78,50 @@ def sample(number: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def rate(batches: Iterable[Any], size: Callable[[Any], int]) -> float:
-    """Samples/s after the first batch."""
-    iterator = iter(batches)
-    next(iterator)
-    started = time.perf_counter()
-    done = sum(size(batch) for batch in iterator)
-    return done / (time.perf_counter() - started)
+@dataclass
+class Stopwatch:
+    """Samples per second of the clock and of the processor."""
+
+    clock: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+
+    def measure(self, work: Callable[[], int]) -> None:
+        clock, processor = time.perf_counter(), time.process_time()
+        samples = work()
+        self.clock.append(samples / (time.perf_counter() - clock))
+        self.processor.append(samples / (time.process_time() - processor))
+
+    def medians(self) -> tuple[float, float]:
+        return statistics.median(self.clock), statistics.median(self.processor)
 
 
-def write_rates(folder: Path, rounds: int) -> dict[str, list[float]]:
-    """Samples/s of one process that writes what builders gave it: NAVSIM's files, and a shard."""
+def writing(folder: Path, rounds: int) -> dict[str, Stopwatch]:
+    """What builders gave, written to NAVSIM's files and to a shard, in turns."""
     dump = navsim_module().dump_feature_target_to_pickle
     given = [sample(number) for number in range(DISTINCT)]
-    rates: dict[str, list[float]] = {"NAVSIM": [], "Convoy": []}
-    for _ in range(rounds):
-        started = time.perf_counter()
+    layout = probe(given)  # as convoy prepare does, once for all
+
+    def navsim() -> int:
         for number, values in enumerate(given):
             (folder / f"gzip/{number}").mkdir(parents=True)
             for builder, content in values.items():
                 dump(folder / f"gzip/{number}/{builder}.gz", content)
-        rates["NAVSIM"].append(len(given) / (time.perf_counter() - started))
-        started = time.perf_counter()
-        with ShardWriter(folder / "shards", "log", 0, None) as writer:
+        return len(given)
+
+    def convoy() -> int:
+        with ShardWriter(folder / "shards", "log", 0, layout) as writer:
             for number, values in enumerate(given):
                 writer.add(f"{number}", values)
             writer.finish({})
-        rates["Convoy"].append(len(given) / (time.perf_counter() - started))
+        return len(given)
+
+    times = {"NAVSIM": Stopwatch(), "Convoy": Stopwatch()}
+    for _ in range(rounds):
+        times["NAVSIM"].measure(navsim)
+        times["Convoy"].measure(convoy)
         shutil.rmtree(folder / "gzip")
         shutil.rmtree(folder / "shards")
-    return rates
+    return times
 
 
 def write_cache(root: Path, samples: int) -> int:
@@ -126,70 +142,62 @@ def write_cache(root: Path, samples: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--samples", type=int, default=48)
-    parser.add_argument(
-        "--workers", type=int, default=2, help="DataLoader workers of NAVSIM's side"
-    )
-    parser.add_argument("--threads", type=int, default=2, help="reading threads of Convoy's")
-    parser.add_argument("--epochs", type=int, default=8, help="that Convoy's side reads in one go")
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--epochs", type=int, default=4, help="that Convoy's side reads in one go")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the data is written")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         compare(args, Path(folder))
 
 
 def compare(args: argparse.Namespace, folder: Path) -> None:
-    written = write_rates(folder / "written", args.rounds)
+    written = writing(folder / "written", args.rounds)
     gzip_bytes = write_cache(folder / "cache", args.samples) / args.samples
     source = CacheInput.open(folder / "cache", False)
-    started = time.perf_counter()
     manifest = prepare(source, folder / "shards", Options(workers=1), Task("benchmark")).manifest
-    from_cache = args.samples / (time.perf_counter() - started)
     assert manifest is not None and manifest.samples == args.samples
-    data = navsim_dataset(folder / "cache", list(manifest.logs))
+    loader = DataLoader(navsim_dataset(folder / "cache", list(manifest.logs)), BATCH)
     split = split_of(manifest, folder / "shards", manifest.logs)
-    reader = ShardReader(args.threads, pinned=False)
-    order = list(range(args.samples)) * args.epochs
+    reader = ShardReader(0, pinned=False)
+    ours = ShardLoader(split, BUILDERS, list(range(args.samples)) * args.epochs, BATCH, reader, 1)
 
-    def navsim() -> Iterable[Any]:
-        prefetch = 2 if args.workers else None
-        return DataLoader(data, BATCH, num_workers=args.workers, prefetch_factor=prefetch)
-
-    def convoy() -> Iterable[PackedBatch]:
-        return ShardLoader(split, BUILDERS, order, BATCH, reader, prefetch=4)
-
-    rates: dict[str, list[float]] = {"NAVSIM": [], "Convoy": [], "Convoy, decoded on the host": []}
+    read = {
+        "NAVSIM": Stopwatch(),
+        "Convoy": Stopwatch(),
+        "Convoy, decoded on the host": Stopwatch(),
+    }
     for _ in range(args.rounds):
-        rates["NAVSIM"].append(rate(navsim(), lambda batch: len(batch[0]["token"])))
-        rates["Convoy"].append(rate(convoy(), lambda batch: batch.size))
-        decoded = (batch.decode() for batch in convoy())
-        rates["Convoy, decoded on the host"].append(rate(decoded, lambda b: len(b[0]["token"])))
-    middle = {name: statistics.median(values) for name, values in rates.items()}
-    wrote = {name: statistics.median(values) for name, values in written.items()}
+        read["NAVSIM"].measure(lambda: sum(len(features["token"]) for features, _ in loader))
+        read["Convoy"].measure(lambda: sum(batch.size for batch in ours))
+        read["Convoy, decoded on the host"].measure(
+            lambda: sum(len(features["token"]) for features, _ in ours)
+        )
+    sides = [("read", name, watch, read["NAVSIM"]) for name, watch in read.items()]
+    sides += [("written", name, watch, written["NAVSIM"]) for name, watch in written.items()]
+    rows: list[list[Any]] = []
+    ratios = {}
+    for what, name, watch, reference in sides:
+        (clock, processor), (slow, much) = watch.medians(), reference.medians()
+        ratios[f"{what}: {name}"] = {"clock": clock / slow, "processor": processor / much}
+        rows.append([f"{what}: {name}", clock, clock / slow, processor, processor / much])
+    packed = manifest.bytes / manifest.samples
     record = {
         "benchmark": "data_nested",
         "arguments": {key: str(value) for key, value in vars(args).items()},
-        "read_samples_per_s": rates,
-        "read_ratio": middle["Convoy"] / middle["NAVSIM"],
-        "written_samples_per_s": written,
-        "written_ratio": wrote["Convoy"] / wrote["NAVSIM"],
-        "prepare_from_cache_samples_per_s": from_cache,
-        "bytes_per_sample": {"gzip": gzip_bytes, "packed": manifest.bytes / manifest.samples},
+        "read_samples_per_s": {name: asdict(watch) for name, watch in read.items()},
+        "written_samples_per_s": {name: asdict(watch) for name, watch in written.items()},
+        "ratios": ratios,
+        "bytes_per_sample": {"gzip": gzip_bytes, "packed": packed},
     }
-    rows = [[f"read: {name}", value, value / middle["NAVSIM"]] for name, value in middle.items()]
-    rows += [
-        [f"written by one process: {name}", value, value / wrote["NAVSIM"]]
-        for name, value in wrote.items()
-    ]
-    rows += [
-        ["prepare from the gzip cache, one process", from_cache, ""],
-        ["kB a sample: gzip", gzip_bytes / 1e3, ""],
-        ["kB a sample: shards", manifest.bytes / manifest.samples / 1e3, ""],
-    ]
-    title = f"nested samples as GTRS's, batch {BATCH}, {args.samples} samples, page cache warm"
-    print_report(title, ("", "samples/s or kB", "times NAVSIM's"), rows, record, args.json)
+    title = (
+        f"nested samples as GTRS's, batch {BATCH}, {args.samples} samples, page cache warm; "
+        f"{gzip_bytes / 1e6:.1f} MB a sample gzipped, {packed / 1e6:.1f} MB packed"
+    )
+    columns = ("", "samples/s", "ratio", "samples/s of processor", "ratio")
+    print_report(title, columns, rows, record, args.json)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,12 @@ done
 
 # A path as it is: --bind splits at commas and colons, --mount reads fields of CSV.
 mount() {
-    local field
+    local source=$1 field
+    if [[ $source != /* ]]; then source=$PWD/$source; fi
     printf type=bind
-    for field in "source=$1" "destination=${2:-$1}"; do printf ',"%s"' "${field//\"/\"\"}"; done
+    for field in "source=$source" "destination=${2:-$source}"; do
+        printf ',"%s"' "${field//\"/\"\"}"
+    done
 }
 
 # Not --contain: its /dev/shm is small, and data loaders and NCCL share memory there. --pid: when the

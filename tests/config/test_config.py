@@ -86,13 +86,32 @@ def test_overrides_with_shell_characters_survive(cache):
         (["use_cache_without_dataset=false"], "from packed shards or a cache"),
         (["force_cache_computation=true"], "from packed shards or a cache"),
         (["global_batch=100"], "global_batch=96 or 104"),
-        (["trainer.params.accelerator=cpu"], "precision=16-mixed needs a GPU"),
+        (
+            ["trainer.params.accelerator=cpu", "trainer.params.precision=16-mixed"],
+            "precision=16-mixed needs a GPU",
+        ),
+        (["speed=fast"], "speed=.*plain, default, max"),
         (["experiment_name=${nowhere}"], "cannot be resolved"),
     ],
 )
 def test_mistakes_are_told_with_the_way_out(cache, overrides, message):
     with pytest.raises(ConvoyError, match=message):
         load(cache, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "precision"),
+    [
+        ([], "bf16-mixed"),
+        (["speed=plain"], "16-mixed"),
+        (["speed_switches.bf16=false"], "16-mixed"),
+        (["speed=plain", "speed_switches.bf16=true"], "bf16-mixed"),
+        (["trainer.params.accelerator=cpu"], "32-true"),
+        (["trainer.params.precision=32-true"], "32-true"),
+    ],
+)
+def test_precision_is_derived_where_it_is_not_given(cache, overrides, precision):
+    assert load(cache, *overrides).config.trainer.params.precision == precision
 
 
 def test_missing_cache_path():

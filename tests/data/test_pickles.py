@@ -7,6 +7,7 @@ import pickle
 import struct
 import time
 from collections import OrderedDict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -100,6 +101,7 @@ def endless():
 MALICIOUS = {
     "system": pickle.dumps({"x": Calls(os.system, "touch $MARK")}),
     "eval": pickle.dumps({"x": Calls(eval, "1")}),
+    "getattr": pickle.dumps({"x": Calls(getattr, "a", "upper")}),
     "in-a-storage": pickle.dumps(
         {"x": tensor((1,), (1,), content=storage(Calls(os.system, "ls")))}
     ),
@@ -118,6 +120,8 @@ REFUSED = {
     "sparse": (pickle.dumps({"x": torch.eye(2).to_sparse()}), "_rebuild_sparse_tensor, which no"),
     "objects": (pickle.dumps({"x": np.array([None])}), "an unknown numpy dtype|array of object"),
     "a-set": (pickle.dumps({"x": {1}}), "a set, which no batch"),
+    "complex": (pickle.dumps({"x": 1j}), "holds builtins.complex, which no batch"),
+    "namespace": (pickle.dumps({"x": SimpleNamespace(y=1)}), "asks for types.SimpleNamespace"),
     "laughs": (pickle.dumps(laughs()), "more values, or deeper in one another"),
     "endless": (pickle.dumps(endless()), "more values, or deeper in one another"),
     "deep-key": (b"\x80\x04}" + b")" + b"\x85" * 30_000 + b"Ns.", "more than 20000 tuples"),
@@ -172,7 +176,7 @@ def test_what_no_batch_can_be_made_of_is_refused(tmp_path, name):
     content, message = REFUSED[name]
     told = refusal(tmp_path, content)
     assert re.search(message, told), told
-    assert ("trust_cache" in told) == (name == "foreign-class")
+    assert ("trust_cache" in told) == (name in ("foreign-class", "namespace"))
 
 
 @pytest.mark.parametrize("name", DAMAGED)
@@ -195,6 +199,24 @@ def test_sizes_are_limited(tmp_path, monkeypatch):
     assert pickles.decompress(gzip.compress(noise)) == noise
     with pytest.raises(EOFError):
         pickles.decompress(gzip.compress(noise)[:-20])
+
+
+def test_too_little_memory_is_that_samples_and_no_reason_to_delete(
+    ego_cache, tmp_path, monkeypatch
+):
+    load, first = pickles.load, []
+
+    def short_of_memory(content):
+        if not first.append(content) and len(first) == 40:  # after the samples that are probed
+            raise MemoryError
+        return load(content)
+
+    monkeypatch.setattr(pickles, "load", short_of_memory)
+    out = tmp_path / "out"
+    assert main(["prepare", str(out), "--from-cache", str(ego_cache), "--workers=1"]) == 0
+    (failure,) = load_manifest(out).failures
+    assert "asks for more memory than there is" in failure.reason
+    assert "elete" not in failure.reason
 
 
 def test_devices_and_huge_files_are_not_read(tmp_path, monkeypatch):

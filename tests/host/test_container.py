@@ -66,6 +66,16 @@ def test_folders_of_any_name_are_mounted(call, tmp_path, name):
     ]  # fmt: skip
 
 
+def test_relative_folders_are_those_of_the_submit_folder(call, tmp_path):
+    arguments, _ = call(tmp_path / "x", NAVSIM_EXP_ROOT="exp", CONVOY_COMPAT="../compat")
+    folder = tmp_path / "x"
+    assert mounts(arguments) == {
+        f"{folder}/exp": f"{folder}/exp",
+        str(folder): str(folder),
+        f"{folder}/../compat": "/opt/convoy/compat",
+    }
+
+
 def test_several_binds_stay_as_they_were_written(call, tmp_path):
     arguments, _ = call(tmp_path / "x", CONVOY_BIND="/scratch,/data:/mnt:ro")
     assert "--bind=/scratch,/data:/mnt:ro" in arguments

@@ -75,3 +75,9 @@ def test_records_that_a_full_disk_left_empty_are_no_obstacle(tmp_path):
     verdict.write(run, "77-0", Failure(1, "a", 1.0, 1, "ValueError: x"))
     run.failure("77-0", 0).write_text("")
     assert [failure.rank for failure in verdict.read(run, "77-0")] == [1]
+
+
+def test_a_rank_that_memory_killed_says_so():
+    said = verdict.died(3, "gl002", -9, "255.1 of 256.0 GiB").message
+    assert said.startswith("it was killed by SIGKILL for lack of host memory (255.1 of 256.0 GiB")
+    assert "num_workers" in said and "--mem" in said

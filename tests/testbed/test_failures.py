@@ -189,7 +189,7 @@ def test_a_warned_requeued_and_cancelled_job(testbed):
     ended = "until [[ $(squeue --noheader --format=%T --jobs=$1) == PENDING ]]; do sleep 0.3; done"
     assert testbed.run("bash", "-c", ended, "bash", job).code == 0
     assert testbed.run("scontrol", "update", f"JobId={job}", "StartTime=now").code == 0
-    wait_for(f"going on from /scratch/exp/train/{job}/checkpoints/last.ckpt")
+    wait_for(f"going on from /scratch/exp/train/{job}/checkpoints/step-")
     launches = [
         json.loads(line)
         for line in testbed.read(f"/scratch/exp/train/{job}/launches.jsonl").splitlines()

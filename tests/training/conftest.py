@@ -1,10 +1,9 @@
 """Training in this process: an agent that draws numbers wherever it can, stopped anywhere."""
 
 import logging
-import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -94,8 +93,15 @@ plateau: true
 """
 
 
+def navsim_modules() -> list[str]:
+    return [name for name in sys.modules if name.partition(".")[0] == "navsim"]
+
+
 @pytest.fixture
-def restless_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def restless_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A fork with that agent; its package takes the place of NAVSIM's own in this process."""
+    for name in navsim_modules():
+        monkeypatch.delitem(sys.modules, name)
     root = tmp_path / "fork"
     agents = root / "navsim" / "agents"
     agents.mkdir(parents=True)
@@ -106,14 +112,19 @@ def restless_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     group.mkdir(parents=True)
     (group / "restless_agent.yaml").write_text(RESTLESS_YAML)
     monkeypatch.setenv("NAVSIM_DEVKIT_ROOT", str(root))
-    return root
+    yield root
+    for name in navsim_modules():
+        del sys.modules[name]
 
 
 @pytest.fixture
-def train_here(
-    restless_tree: Path, ego_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., None]:
-    """Train the restless agent in this process, with real signals; raises what training does."""
+def in_process() -> Iterator[Callable[..., None]]:
+    """Train with these settings on the CPU in this process, one thread; raises what training does.
+
+    `request` is who may ask it to stop; without one, signals are taken over.
+    """
+    import torch
+
     from convoy import config
     from convoy.navsim import tree
     from convoy.run.stop_request import SIGNALS, StopRequest
@@ -122,42 +133,55 @@ def train_here(
 
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
-    monkeypatch.setenv("DIARY", str(tmp_path / "diary.txt"))
+    signals = {number: signal.getsignal(number) for number in SIGNALS}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
 
-    def run(run_dir: Path, *overrides: str, interrupt: str = "") -> None:
+    def run(*overrides: str, request: StopRequest | None = None) -> None:
         settings = (
-            "agent=restless_agent",
-            f"cache_path={ego_cache}",
-            f"run_dir={run_dir}",
-            "data.val_fraction=0.25",
-            "global_batch=8",
             "trainer.params.accelerator=cpu",
             "trainer.params.precision=32-true",
             "trainer.params.deterministic=true",
-            "trainer.params.max_epochs=3",
             "trainer.params.log_every_n_steps=1",
             "dataloader.params.num_workers=0",
         )
-        os.environ["INTERRUPT"] = interrupt
-        before = {number: signal.getsignal(number) for number in SIGNALS}
         topology = Topology()
         try:
             loaded = config.load([*settings, *overrides], topology, tree.config_directory())
-            train(loaded, topology, StopRequest().install())
+            train(loaded, topology, request or StopRequest().install())
         finally:
-            for number, handler in before.items():
+            for number, handler in signals.items():
                 signal.signal(number, handler)
             root.handlers[:] = handlers
             root.setLevel(level)
             logging.captureWarnings(False)
 
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     yield run
     torch.set_num_threads(threads)
-    for name in [name for name in sys.modules if name.split(".")[0] == "navsim"]:
-        del sys.modules[name]  # the tree was the test's own
-    os.environ.pop("INTERRUPT", None)
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def train_here(
+    in_process: Callable[..., None],
+    restless_tree: Path,
+    ego_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., None]:
+    """Train the restless agent `in_process`; `interrupt` is where it signals itself."""
+    monkeypatch.setenv("DIARY", str(tmp_path / "diary.txt"))
+
+    def run(run_dir: Path, *overrides: str, interrupt: str = "") -> None:
+        monkeypatch.setenv("INTERRUPT", interrupt)
+        in_process(
+            "agent=restless_agent",
+            f"cache_path={ego_cache}",
+            f"run_dir={run_dir}",
+            "data.val_fraction=0.25",
+            "global_batch=8",
+            "trainer.params.max_epochs=3",
+            *overrides,
+        )
+
+    return run

@@ -1,10 +1,20 @@
 """A run that was interrupted anywhere ends as one that was not, bit by bit."""
 
+import csv
 import json
+import resource
+import signal
 
 import pytest
 import torch
 
+from convoy.errors import ConvoyError
+from convoy.navsim.weights import write_random_backbone
+from convoy.run.events import read
+from convoy.run.layout import RunDirectory
+from convoy.run.stop_request import StopRequest
+from convoy.synthetic.write import write_cache
+from convoy.training.checkpoint import load, verify
 from convoy.training.position import rescale
 from convoy.training.stopping import StoppedEarly
 
@@ -138,3 +148,46 @@ def test_counters_are_rescaled_in_whole_steps():
     assert progress["total"]["ready"] == 8
     with pytest.raises(ValueError, match="not a whole number of steps"):
         rescale(progress, 4, 1)
+
+
+def test_transfuser_too(in_process, navsim_tree, tmp_path):
+    """NAVSIM's own, unedited: dropout, batch statistics, resizing and its callback's pictures."""
+    write_cache(tmp_path / "cache", samples=16, logs=4, seed=0)
+    backbone = write_random_backbone("resnet34", tmp_path / "backbone")
+    settings = (
+        "agent=transfuser_agent",
+        f"+agent.config.image_architecture='local-dir:{backbone}'",
+        f"cache_path={tmp_path / 'cache'}",
+        "data.val_fraction=0.25",
+        "global_batch=4",  # three steps
+        "trainer.params.max_epochs=1",
+    )
+    whole, parts = (f"run_dir={tmp_path / name}" for name in ("whole", "parts"))
+    in_process(*settings, whole)
+    request = StopRequest()
+    request.ask(signal.SIGTERM)
+    with pytest.raises(StoppedEarly, match="after step 1;"):
+        in_process(*settings, parts, request=request)
+    in_process(*settings, parts)
+    assert_same(end_of(tmp_path / "parts"), end_of(tmp_path / "whole"))
+
+
+def test_a_full_disk_ends_no_training_before_its_last_checkpoint(train_here, tmp_path):
+    """No file can grow past 12 kB, and a checkpoint has 17: all else goes on, and says so."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    train_here(tmp_path / "run", "trainer.params.max_epochs=1")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, before[1]))
+    try:
+        with pytest.raises(
+            ConvoyError, match="its last state is lost. The checkpoint .* could not"
+        ):
+            train_here(tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    run = RunDirectory(tmp_path / "run")
+    assert [path.name for path in run.step_checkpoints()] == ["step-000000003.ckpt"]
+    verify(run.last_checkpoint)
+    assert [event["kind"] for event in read(run)][-1] == "failure"
+    assert list(csv.DictReader((run.metrics / "version_1/metrics.csv").open()))[-1]["step"] == "8"
+    train_here(tmp_path / "run")
+    assert load(run.last_checkpoint)["global_step"] == 9

@@ -35,13 +35,20 @@ class AgentCalls:
             agent, "compute_loss", ("features", "targets", "predictions"), "tokens"
         )
 
-    def step(self, features: Any, targets: Any, tokens: Callable[[], Sequence[str]]) -> Outcome:
+    def step(
+        self,
+        features: Any,
+        targets: Any,
+        tokens: Callable[[], Sequence[str]],
+        forward: Callable[..., Any] | None = None,
+    ) -> Outcome:
         """Predictions and loss of a batch.
 
-        `tokens` is called only where the agent asks for them.
+        `tokens` is called only where the agent asks for them. `forward` stands for the agent's
+        own: it may be compiled.
         """
         given = {"targets": targets} if self._targets_too else {}
-        predictions = self._agent.forward(features, **given)
+        predictions = (forward or self._agent.forward)(features, **given)
         named = {"tokens": list(tokens())} if self.wants_tokens else {}
         returned = self._agent.compute_loss(features, targets, predictions, **named)
         loss, others = _split(returned)

@@ -157,7 +157,7 @@ def _plot(overrides: list[str], run_dir: Path, path: Path) -> Path:
     settings = config.load(overrides, Topology(), tree.config_directory())
     agent = build_agent(settings.config.agent)
     checkpoint = torch.load(
-        RunDirectory(run_dir).last_checkpoint, map_location="cpu", weights_only=False
+        RunDirectory(run_dir).last_checkpoint, map_location="cpu", weights_only=True
     )
     agent.load_state_dict(
         {key.removeprefix("agent."): value for key, value in checkpoint["state_dict"].items()}

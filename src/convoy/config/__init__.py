@@ -79,7 +79,7 @@ def check(config: DictConfig, topology: Topology) -> BatchPlan:
     _check_agent(config)
     _check_split(config)
     _check_node_count(config, topology)
-    _check_precision(config)
+    _choose_precision(config)
     params = config.trainer.params
     batches = plan_batches(
         topology.world_size,
@@ -227,10 +227,15 @@ def _check_node_count(config: DictConfig, topology: Topology) -> None:
             )
 
 
-def _check_precision(config: DictConfig) -> None:
+def _choose_precision(config: DictConfig) -> None:
     params = config.trainer.params
+    if params.precision is None:
+        asked = config.speed_switches.bf16
+        bf16 = config.speed != "plain" if asked is None else asked
+        on_gpu = "bf16-mixed" if bf16 else "16-mixed"
+        params.precision = "32-true" if params.accelerator == "cpu" else on_gpu
     if params.accelerator == "cpu" and str(params.precision).startswith("16"):
         raise ConvoyError(
-            f"trainer.params.precision={params.precision} needs a GPU. On the CPU add "
-            "trainer.params.precision=32-true."
+            f"trainer.params.precision={params.precision} needs a GPU. On the CPU leave it out, or "
+            "add trainer.params.precision=32-true."
         )

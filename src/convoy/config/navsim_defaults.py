@@ -6,6 +6,7 @@ from typing import Any
 # Key -> NAVSIM's default as its YAML has it, Convoy's. A key that NAVSIM's YAML lacks has ABSENT.
 DIFFERENT: dict[str, tuple[Any, Any]] = {
     "experiment_name": ("???", "train"),
+    "trainer.params.precision": ("16-mixed", None),
     "experiment_uid": ("${now:${date_format}}", None),
     "output_dir": ("${oc.env:NAVSIM_EXP_ROOT}/${experiment_name}/${experiment_uid}", None),
     "use_cache_without_dataset": (False, True),

@@ -24,6 +24,23 @@ from convoy.config.kinds import (
 from convoy.config.navsim_defaults import NO_EFFECT
 from convoy.errors import ConvoyError
 
+SPEED_LEVELS = ("plain", "default", "max")  # of `speed`, each with all that those before it have
+
+# Of `speed_switches`, and the lowest level that has each; convoy.training.speed.recipe knows more.
+SPEED_SWITCHES = {
+    "bf16": "default",
+    "channels_last": "default",
+    "tf32": "default",
+    "cudnn_benchmark": "default",
+    "fused_optimizer": "default",
+    "operators": "default",
+    "matching": "default",
+    "prefetch": "default",
+    "ddp": "default",
+    "compile": "max",
+    "graph": "max",
+}
+
 SETTINGS: dict[str, Kind] = {
     "experiment_name": TEXT,
     "cache_path": TEXT | NULL,
@@ -37,6 +54,7 @@ SETTINGS: dict[str, Kind] = {
     "global_batch": whole(1) | NULL,
     "validate_first": SWITCH,
     "distributed_timeout_minutes": number(above=0),
+    "watchdog_minutes": number(least=0),
     "data.val_fraction": number(above=0, below=1),
     "data.skip_bad": SWITCH,
     "data.trust_cache": SWITCH,
@@ -45,6 +63,9 @@ SETTINGS: dict[str, Kind] = {
     "tracker": one_of("wandb", "mlflow") | NULL,
     "checkpoint.every_minutes": number(least=0),
     "checkpoint.keep": whole(1),
+    "speed": one_of(*SPEED_LEVELS),
+    **{f"speed_switches.{name}": SWITCH | NULL for name in SPEED_SWITCHES},
+    "compile_cache": TEXT | NULL,
     "metrics.prediction": TEXT,
     "metrics.target": TEXT,
     **dict.fromkeys(("train_test_split", "worker", *NO_EFFECT), ANY),

@@ -38,7 +38,6 @@ UNREADABLE = (
     ImportError,
     IndexError,
     KeyError,
-    MemoryError,
     RuntimeError,
     TypeError,
     ValueError,
@@ -187,6 +186,12 @@ def _load(path: Path, trusted: bool) -> Any:
             f"{path} holds {error}, which no batch can be made of. Let the agent's builder return "
             "tensors (dense ones), arrays, numbers or strings, or leave such samples out: "
             "data.skip_bad=true."
+        ) from None
+    except MemoryError:
+        raise ConvoyError(
+            f"{path} ({len(compressed)} bytes) asks for more memory than there is. Where all "
+            "samples are so large, use fewer workers; else the file is damaged: data.skip_bad=true "
+            "leaves it out."
         ) from None
     except UNREADABLE as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")

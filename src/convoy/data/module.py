@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from convoy.data.cache import Builders, CacheDataset, Sample, collate
 from convoy.data.order import TrainingOrder, ValidationOrder
 from convoy.data.packed_batch import PackedBatch
+from convoy.data.prefetch import DeviceBatch, DevicePrefetcher
 from convoy.data.shard_loader import ShardLoader
 from convoy.data.shard_reader import ShardReader
 from convoy.data.shard_split import ShardSplit
@@ -41,9 +42,14 @@ class DataModule(pl.LightningDataModule):
         batches: BatchPlan,
         topology: Topology,
         run: RunDirectory,
+        to_device_ahead: bool = False,
     ) -> None:
-        """Raises ConvoyError when the data cannot be staged as asked."""
+        """`to_device_ahead`: training batches are brought to the GPU one step before their turn.
+
+        Raises ConvoyError when the data cannot be staged as asked.
+        """
         super().__init__()
+        self._to_device_ahead = to_device_ahead
         self.train_split, self.val_split = train, val
         self.batches = batches
         self.train_order = TrainingOrder(
@@ -61,7 +67,11 @@ class DataModule(pl.LightningDataModule):
             self._loaders = _CacheLoaders(builders, config, run)
 
     def train_dataloader(self) -> Iterable[Batch]:
-        return self._loaders.open(self.train_split, self.train_order, self.batches.rank_batch)
+        loader = self._loaders.open(self.train_split, self.train_order, self.batches.rank_batch)
+        if not self._to_device_ahead:
+            return loader
+        assert self.trainer is not None
+        return DevicePrefetcher(loader, self.trainer.strategy.root_device)
 
     def val_dataloader(self) -> Iterable[Batch]:
         return self._loaders.open(self.val_split, self.val_order, self.batches.rank_batch)
@@ -79,6 +89,8 @@ class DataModule(pl.LightningDataModule):
         self, batch: Sample | PackedBatch, device: torch.device, dataloader_idx: int
     ) -> Sample:
         """A packed batch crosses in its packed bytes and is decoded on the other side."""
+        if isinstance(batch, DeviceBatch):
+            return batch
         if isinstance(batch, PackedBatch):
             return batch.to(device).decode()
         return super().transfer_batch_to_device(batch, device, dataloader_idx)

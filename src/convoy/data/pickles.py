@@ -28,9 +28,12 @@ _STORAGE_BEGINS = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)  # torch's le
 
 # What no builder has a reason to name, and who wants to take over a machine has.
 _DANGEROUS = frozenset(
-    "os posix nt sys subprocess shutil socket pty runpy importlib builtins __builtin__ code codeop "
-    "commands ctypes multiprocessing asyncio signal threading webbrowser http urllib requests "
-    "pickle _pickle shelve marshal operator functools types".split()
+    "os posix nt sys subprocess shutil socket pty runpy importlib code codeop commands ctypes "
+    "webbrowser pickle _pickle marshal shelve".split()
+)
+_DANGEROUS_BUILTINS = frozenset(
+    "eval exec execfile compile open __import__ getattr setattr delattr globals locals vars input "
+    "breakpoint".split()
 )
 
 
@@ -108,12 +111,18 @@ class _Unpickler(pickle.Unpickler):
             return _Call(_ALLOWED[module, name])
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
-        package = module.split(".")[0]
-        kind = Malicious if package in _DANGEROUS else UnknownClass
-        raise (Refused if package in ("torch", "numpy") else kind)(f"{module}.{name}")
+        raise _refusal(module.split(".")[0], name)(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> Any:
         raise Refused("an object from outside of the file")
+
+
+def _refusal(package: str, name: str) -> type[Refused]:
+    if package in ("builtins", "__builtin__"):
+        return Malicious if name in _DANGEROUS_BUILTINS else Refused
+    if package in _DANGEROUS:
+        return Malicious
+    return Refused if package in ("torch", "numpy") else UnknownClass
 
 
 class _Call:

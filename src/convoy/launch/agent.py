@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convoy.errors import ConvoyError, ExitCode
+from convoy.health.memory import read_memory
 from convoy.launch import verdict
 from convoy.run.layout import RunDirectory
 from convoy.topology import Launch
@@ -53,15 +54,22 @@ def run_torchrun(arguments: Sequence[str], launch: Launch, run: RunDirectory) ->
     for name in SILENCED:
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     host = socket.gethostname()
+    memory = read_memory()
     died: list[verdict.Failure] = []
     try:
         with _standard_error_to(run.agent_log(host)):
             torchrun(parse_args(list(arguments)))
         return None
     except ChildFailedError as error:
-        if {end.exitcode for end in error.failures.values()} == {ExitCode.RESUMABLE}:
+        stopped = {end.exitcode for end in error.failures.values()} == {ExitCode.RESUMABLE}
+        if stopped and not verdict.read(run, launch.start):  # asked to; else a watchdog's record
             raise SystemExit(ExitCode.RESUMABLE) from error
-        died = [verdict.died(rank, host, end.exitcode) for rank, end in error.failures.items()]
+        now = read_memory()
+        starved = now if (now.kills or 0) > (memory.kills or 0) else None
+        died = [
+            verdict.died(rank, host, end.exitcode, starved.described if starved else None)
+            for rank, end in error.failures.items()
+        ]
     except RendezvousError as error:
         # The rendezvous also goes away with a node that failed first: then that one's record tells.
         if not verdict.read(run, launch.start):

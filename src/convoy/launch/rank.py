@@ -9,13 +9,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 from convoy import config
 from convoy.errors import ConvoyError, ExitCode
 from convoy.launch import verdict
 from convoy.navsim import tree
 from convoy.run.layout import RunDirectory
-from convoy.run.stop_request import StopRequest
+from convoy.run.stop_request import StopRequest, follow_parent
 from convoy.topology import Topology
 
 RUN_DIR = "--run-dir="
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     topology = Topology()
     try:
         topology = Topology.from_environment(os.environ)
+        if topology.launcher == "torchrun":
+            follow_parent()
         if run is not None:
             _write_to_own_log(run, topology)
         settings = config.load(overrides, topology, tree.config_directory())
@@ -39,14 +42,19 @@ def main(arguments: Sequence[str]) -> int:
         # After the checks that need no torch: a mistake is reported in half a second.
         from convoy.training.run import train
 
-        train(settings, topology, request)
+        train(
+            settings,
+            topology,
+            request,
+            lambda message: _record(run, topology, message, ExitCode.RESUMABLE, fixable=True),
+        )
     except ConvoyError as error:
         if error.exit_code == ExitCode.RESUMABLE:  # not a failure: rank 0 says it for all
             if topology.is_rank_zero:
-                print(f"convoy: {error}", flush=True)
+                _say(f"convoy: {error}", sys.stdout)
             return error.exit_code
         where = f" (rank {topology.rank} on {topology.host})" if topology.world_size > 1 else ""
-        print(f"convoy{where}: {error}", file=sys.stderr, flush=True)
+        _say(f"convoy{where}: {error}", sys.stderr)
         _record(run, topology, str(error), error.exit_code, fixable=True)
         return error.exit_code
     except Exception as error:
@@ -79,6 +87,11 @@ def _write_to_own_log(run: RunDirectory, topology: Topology) -> None:
         raise ConvoyError(
             f"{log} cannot be written: {error.strerror}. Give another: run_dir=/path."
         ) from error
+
+
+def _say(message: str, stream: TextIO) -> None:
+    with contextlib.suppress(OSError):  # a full disk below the log is not what it ends of
+        print(message, file=stream, flush=True)
 
 
 def _record(

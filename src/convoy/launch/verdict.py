@@ -54,8 +54,11 @@ def read(run: RunDirectory, start: str) -> list[Failure]:
     return sorted(found, key=lambda failure: (failure.is_consequence, failure.time))
 
 
-def died(rank: int, host: str, exit_code: int) -> Failure:
-    """The record of a rank that left none: it was killed, or ended in native code."""
+def died(rank: int, host: str, exit_code: int, starved: str | None = None) -> Failure:
+    """The record of a rank that left none: it was killed, or ended in native code.
+
+    `starved` is the node's use of memory, where the kernel has killed for lack of it meanwhile.
+    """
     if exit_code >= 0:
         return Failure(
             rank,
@@ -65,11 +68,15 @@ def died(rank: int, host: str, exit_code: int) -> Failure:
             f"it ended with exit code {exit_code} and no message",
         )
     name = signal.Signals(-exit_code).name
-    hint = (
-        " (the kernel does so when memory runs out: sacct -j JOB -o MaxRSS,State)"
-        if name == "SIGKILL"
-        else ""
-    )
+    if name != "SIGKILL":
+        hint = ""
+    elif starved is not None:
+        hint = (
+            f" for lack of host memory ({starved} in use now): lower dataloader.params.num_workers "
+            "or prefetch_factor, or ask for more memory (--mem)"
+        )
+    else:
+        hint = " (the kernel does so when memory runs out: sacct -j JOB -o MaxRSS,State)"
     return Failure(rank, host, time.time(), exit_code, f"it was killed by {name}{hint}")
 
 

@@ -37,6 +37,8 @@ MAY_CHANGE = (
     "checkpoint.",
     "distributed_timeout_minutes",
     "validate_first",
+    "speed",
+    "compile_cache",
     "tracker",
 )
 

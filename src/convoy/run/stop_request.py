@@ -5,6 +5,7 @@ looks for it every few seconds, and the next start removes it. Either way the ra
 checkpoint and end with exit code 75 (`convoy.training.stopping`). Standard library only.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from types import FrameType
 from convoy.run.atomic import write_text
 from convoy.run.layout import RunDirectory
 
+_PR_SET_PDEATHSIG = 1
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 
 
@@ -43,6 +45,13 @@ class StopRequest:
             os.kill(os.getpid(), number)
             return
         self.ask(number)
+
+
+def follow_parent() -> None:
+    """Let the kernel send this process SIGTERM when its parent has gone: no rank outlives its
+    launcher, whatever ended that one."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def ask(run: RunDirectory, number: int = signal.SIGUSR1) -> None:

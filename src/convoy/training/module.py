@@ -1,8 +1,11 @@
 """The Lightning module around an agent: its loss, its optimiser, and displacement errors at
 validation."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -25,6 +28,7 @@ from convoy.training.metrics import (
 from convoy.training.process_group import Control
 from convoy.training.rehearsal import Rehearsal
 from convoy.training.report import DrawnSamples
+from convoy.training.speed.acceleration import Acceleration
 
 DISPLACEMENTS = ("ade", "fde", "ade_constant_velocity", "fde_constant_velocity")
 
@@ -47,6 +51,7 @@ class AgentModule(pl.LightningModule):
         keys: TrajectoryKeys,
         run: RunDirectory,
         control: Control,
+        speed: Acceleration,
     ) -> None:
         super().__init__()
         self.agent = agent
@@ -58,23 +63,32 @@ class AgentModule(pl.LightningModule):
         self._keys = keys
         self._run = run
         self._control = control
+        self._speed = speed
         self._finite_check = FiniteCheck()
         self._training_means = Means(rehearsal.train)
         self._validation_means = Means(())
 
     def training_step(self, batch: Sample, batch_idx: int) -> dict[str, Tensor]:
         """The loss under "loss", as Lightning takes it, and the agent's other scalars, detached."""
-        features, targets = batch
-        self._stop_if_not_finite(self._finite_check.previous())
-        outcome = self._calls.step(features, targets, lambda: self._training_tokens(batch_idx))
-        loss = outcome.loss
+        self._stop_if_not_finite(self._finite_check.finished())
+
+        def scalars_of(
+            batch: Sample, forward: Callable[..., Any] | None = None
+        ) -> dict[str, Tensor]:
+            features, targets = batch
+            tokens = lambda: self._training_tokens(batch_idx)  # noqa: E731
+            outcome = self._calls.step(features, targets, tokens, forward)
+            return {**outcome.parts, "loss": outcome.loss}
+
+        returned = self._speed.step(batch, self.trainer, scalars_of)
+        loss = returned["loss"]
         self._finite_check.begin(loss, self.current_epoch, batch_idx)
         if not loss.is_cuda:
-            self._stop_if_not_finite(self._finite_check.previous())
-        scalars = {"loss": loss.detach(), **outcome.parts}
+            self._stop_if_not_finite(self._finite_check.all())
+        scalars = {**returned, "loss": loss.detach()}
         self._training_means.add(scalars)
         self._show("train", scalars, "step")
-        return {**outcome.parts, "loss": loss}
+        return returned
 
     def on_train_epoch_start(self) -> None:
         self._training_means = Means(self.rehearsal.train)
@@ -84,8 +98,26 @@ class AgentModule(pl.LightningModule):
         means = self._training_means.over_ranks(self._control)
         self._show("train", {name: torch.tensor(mean) for name, mean in means.items()}, "epoch")
 
+    # Where a step is one piece, Lightning's parts of it have nothing left to do.
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if not self._speed.steps_itself:
+            super().backward(loss, *args, **kwargs)
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
+        if self._speed.steps_itself:
+            optimizer_closure()
+        else:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        if not self._speed.steps_itself:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+
     def on_train_epoch_end(self) -> None:
-        self._stop_if_not_finite(self._finite_check.previous())
+        self._stop_if_not_finite(self._finite_check.all())
 
     def on_validation_epoch_start(self) -> None:
         self._validation_means = Means((*self.rehearsal.val, *DISPLACEMENTS))
@@ -153,12 +185,9 @@ class AgentModule(pl.LightningModule):
         loss, epoch, batch_index = bad
         samples = self.trainer.datamodule.training_samples(epoch, batch_index)
         record = self._run.non_finite_batch(self.global_rank)
-        record.write_text(
-            json.dumps(
-                {"loss": str(loss), "epoch": epoch, "batch": batch_index, "samples": samples},
-                indent=1,
-            )
-        )
+        facts = {"loss": str(loss), "epoch": epoch, "batch": batch_index, "samples": samples}
+        with contextlib.suppress(OSError):  # a full disk must not hide the reason
+            record.write_text(json.dumps(facts, indent=1))
         raise ConvoyError(
             f"The loss became {loss} on rank {self.global_rank} (epoch {epoch}, batch "
             f"{batch_index}); the batch's {len(samples)} tokens are in {record}. The last "
@@ -169,34 +198,51 @@ class AgentModule(pl.LightningModule):
 class FiniteCheck:
     """Tells of a non-finite loss without making the host wait for the GPU.
 
-    The copy to the host runs beside the backward pass and is read a step later.
+    The copies to the host run behind the steps, and are read when they have arrived.
     """
 
+    MOST_PENDING = 16  # losses on their way; so far may the host be ahead of the GPU
+
     def __init__(self) -> None:
-        self._pending: tuple[Tensor, torch.cuda.Event | None, int, int] | None = None
+        self._pending: deque[tuple[Tensor, torch.cuda.Event | None, int, int]] = deque()
+        self._memory: list[Tensor] = []
 
     def begin(self, loss: Tensor, epoch: int, batch_index: int) -> None:
         event = None
         value = loss.detach()
         if loss.is_cuda:
-            value = torch.empty((), dtype=loss.dtype, pin_memory=True).copy_(
-                value, non_blocking=True
-            )
+            memory = self._memory.pop() if self._memory else torch.empty((), pin_memory=True)
+            value = memory.copy_(value, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
-        self._pending = (value, event, epoch, batch_index)
+        self._pending.append((value, event, epoch, batch_index))
 
-    def previous(self) -> tuple[float, int, int] | None:
-        """(loss, epoch, batch index) of the step begun last when its loss is not finite, else
-        None."""
-        if self._pending is None:
-            return None
-        value, event, epoch, batch_index = self._pending
-        self._pending = None
+    def finished(self) -> tuple[float, int, int] | None:
+        """(loss, epoch, batch index) of the first step whose loss has arrived and is not finite."""
+        while self._pending:
+            event = self._pending[0][1]
+            if event is not None and not event.query() and len(self._pending) < self.MOST_PENDING:
+                return None
+            bad = self._read()
+            if bad is not None:
+                return bad
+        return None
+
+    def all(self) -> tuple[float, int, int] | None:
+        """The same over all steps so far: waits for the GPU."""
+        while self._pending:
+            bad = self._read()
+            if bad is not None:
+                return bad
+        return None
+
+    def _read(self) -> tuple[float, int, int] | None:
+        value, event, epoch, batch_index = self._pending.popleft()
         if event is not None:
             event.synchronize()
+            self._memory.append(value)
         loss = value.item()
-        return None if torch.isfinite(torch.tensor(loss)) else (loss, epoch, batch_index)
+        return None if math.isfinite(loss) else (loss, epoch, batch_index)
 
 
 class NavsimMetricNames(pl.Callback):

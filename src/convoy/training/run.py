@@ -3,8 +3,10 @@
 import json
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -29,6 +31,7 @@ from convoy.topology import Topology
 from convoy.training import logs
 from convoy.training.checkpoint import CheckpointFolder, CheckpointWriter
 from convoy.training.manifest import complete_manifest, write_manifest
+from convoy.training.memory import MemoryForecast, explain
 from convoy.training.metrics import TrajectoryKeys
 from convoy.training.module import AgentModule, NavsimMetricNames
 from convoy.training.pace import Pace
@@ -40,8 +43,12 @@ from convoy.training.rehearsal import SAMPLES, Rehearsal, rehearse
 from convoy.training.report import write_report
 from convoy.training.resume import choose_checkpoint
 from convoy.training.safe_points import SafePoints
+from convoy.training.speed.acceleration import Acceleration
+from convoy.training.speed.recipe import Recipe
+from convoy.training.speed.recipe import choose as choose_recipe
 from convoy.training.start import Start, started
 from convoy.training.trainer import build_trainer, device, require_accelerator
+from convoy.training.watchdog import Watchdog
 from convoy.training.weights import load_weights
 
 logger = logging.getLogger("convoy")
@@ -55,10 +62,16 @@ class Data:
     val: Split
 
 
-def train(settings: Settings, topology: Topology, request: StopRequest) -> None:
+def train(
+    settings: Settings,
+    topology: Topology,
+    request: StopRequest,
+    failed: Callable[[str], None] = lambda message: None,
+) -> None:
     """Train, and leave the results in the run directory.
 
-    Raises ConvoyError for what the user can fix, StoppedEarly after `request`.
+    Raises ConvoyError for what the user can fix, StoppedEarly after `request`. A run that gets
+    stuck is ended from a thread, after `failed` was called with the reason.
     """
     config = settings.config
     logs.speak_on_rank_zero(topology)
@@ -68,10 +81,21 @@ def train(settings: Settings, topology: Topology, request: StopRequest) -> None:
         _require_one_configuration(config, topology, control)
         with started(config, topology, control) as start:
             _log_start(start.run, settings, topology)
-            _train(settings, start, control, request)
+            watchdog = Watchdog(
+                start.run, topology, request, config.watchdog_minutes, start.record_any, failed
+            )
+            try:
+                _train(settings, start, control, request, watchdog)
+            except Exception as error:
+                out_of_memory = explain(error, config, topology)
+                if out_of_memory is None:
+                    raise
+                raise out_of_memory from error
 
 
-def _train(settings: Settings, start: Start, control: Control, request: StopRequest) -> None:
+def _train(
+    settings: Settings, start: Start, control: Control, request: StopRequest, watchdog: Watchdog
+) -> None:
     config, run, topology = settings.config, start.run, start.topology
     logs.write_to(run, topology)
     for note in settings.notes:
@@ -86,10 +110,21 @@ def _train(settings: Settings, start: Start, control: Control, request: StopRequ
     if topology.is_rank_zero:
         split = {"train": data.train.samples, "validation": data.val.samples}
         write_manifest(run, config, split)
-    datamodule = DataModule(data.train, data.val, builders, config, settings.batches, topology, run)
+    recipe = choose_recipe(config, topology.world_size)
+    speed = Acceleration(recipe, agent, topology.world_size, calls.wants_tokens)
+    datamodule = DataModule(
+        data.train,
+        data.val,
+        builders,
+        config,
+        settings.batches,
+        topology,
+        run,
+        to_device_ahead=recipe["prefetch"],
+    )
     keys = TrajectoryKeys(config.metrics.prediction, config.metrics.target)
     rehearsal = _rehearse(agent, calls, datamodule, keys, device(config, topology))
-    module = AgentModule(agent, calls, rehearsal, keys, run, control)
+    module = AgentModule(agent, calls, rehearsal, keys, run, control, speed)
     progress = ProgressReport(settings.batches, control, ProgressFile(run))
     folder = CheckpointFolder(run)
     writer = CheckpointWriter(guard=start.require_owned)
@@ -99,6 +134,8 @@ def _train(settings: Settings, start: Start, control: Control, request: StopRequ
         *agent.get_training_callbacks(),
         progress,
         Pace(run, topology),
+        watchdog,
+        MemoryForecast(topology, start.record_any),
         SafePoints(
             folder,
             writer,
@@ -110,7 +147,9 @@ def _train(settings: Settings, start: Start, control: Control, request: StopRequ
             config.checkpoint.keep,
         ),
     ]
-    trainer = build_trainer(settings, topology, run, callbacks, writer)
+    speed.look_at(callbacks)
+    callbacks.append(speed)
+    trainer = build_trainer(settings, topology, run, callbacks, writer, recipe)
     results: dict[str, Any] = {"run_dir": str(run.root), "world_size": topology.world_size}
     resume = choose_checkpoint(folder, control)
     if config.validate_first and resume is None:
@@ -120,8 +159,11 @@ def _train(settings: Settings, start: Start, control: Control, request: StopRequ
     if resume is not None:
         logger.info("going on from %s", resume)
         start.record("resume", file=resume.name)
-    with explained():
+    cache = Path(config.compile_cache) if config.compile_cache else run.compile_cache
+    _record_speed(recipe, run, topology)
+    with speed.applied(cache), explained():
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume)
+    _record_speed(recipe, run, topology)  # a switch may have been given up on the way
     if progress.steps == 0 and run.results.is_file():
         logger.info("finished before: results in %s", run.results)
         return
@@ -131,6 +173,11 @@ def _train(settings: Settings, start: Start, control: Control, request: StopRequ
         _finish(run, results, config.data.skip_bad)
         complete_manifest(run)
         write_report(run, module.drawn)
+
+
+def _record_speed(recipe: Recipe, run: RunDirectory, topology: Topology) -> None:
+    if topology.is_rank_zero:
+        write_text(run.speed, json.dumps(recipe.record(), indent=1) + "\n")
 
 
 def _require_one_configuration(config: DictConfig, topology: Topology, control: Control) -> None:
@@ -252,5 +299,11 @@ def _finish(run: RunDirectory, results: dict[str, Any], skip_bad: bool) -> None:
     elif validated != step:
         logger.info("the figures are those of step %d; the last weights are of step %d",
                     validated, step)  # fmt: skip
-    write_text(run.results, json.dumps(results, indent=1) + "\n")
+    try:
+        write_text(run.results, json.dumps(results, indent=1) + "\n")
+    except OSError as error:
+        raise ConvoyError(
+            f"The training is done and its checkpoints are whole, but {run.results} cannot be "
+            f"written: {error.strerror}. Free some space and start the same command again."
+        ) from error
     logger.info("finished: results in %s", run.results)

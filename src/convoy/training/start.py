@@ -37,6 +37,10 @@ class Start:
         if self.topology.is_rank_zero:
             events.record(self.run, kind, start=self.topology.start, **facts)
 
+    def record_any(self, kind: str, **facts: Any) -> None:
+        """The same for what concerns one rank or node only."""
+        events.record(self.run, kind, start=self.topology.start, rank=self.topology.rank, **facts)
+
     def require_owned(self) -> None:
         """Raise LostRun on rank 0 when another start has taken the run over."""
         if self.lock is not None:

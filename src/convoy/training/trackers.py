@@ -5,10 +5,11 @@ Both work offline, into the run directory: compute nodes often reach no other ne
 
 from importlib.util import find_spec
 
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.loggers import Logger
 
 from convoy.errors import ConvoyError
 from convoy.run.layout import RunDirectory
+from convoy.training.metric_files import CsvFile, TensorBoardFile
 
 
 def loggers(run: RunDirectory, tracker: str | None) -> list[Logger]:
@@ -17,8 +18,8 @@ def loggers(run: RunDirectory, tracker: str | None) -> list[Logger]:
     TensorBoard comes first: NAVSIM's callbacks draw their pictures into `trainer.logger`.
     """
     found: list[Logger] = [
-        TensorBoardLogger(run.root, name="tensorboard", version=""),
-        CSVLogger(run.root, name="metrics"),
+        TensorBoardFile(run.root, name="tensorboard", version=""),
+        CsvFile(run.root, name="metrics"),
     ]
     if tracker is None:
         return found

@@ -19,6 +19,8 @@ from convoy.config import Settings
 from convoy.errors import ConvoyError
 from convoy.run.layout import RunDirectory
 from convoy.topology import Topology
+from convoy.training.speed.recipe import Recipe
+from convoy.training.speed.strategy import WholeStepStrategy
 from convoy.training.stopping import leave_signals_to_us
 from convoy.training.trackers import loggers
 
@@ -29,10 +31,11 @@ def build_trainer(
     run: RunDirectory,
     callbacks: list[pl.Callback],
     checkpoints: CheckpointIO,
+    recipe: Recipe,
 ) -> pl.Trainer:
     """The Trainer for `trainer.params`, which convoy.config has checked."""
     params: dict[str, Any] = OmegaConf.to_container(settings.config.trainer.params)  # type: ignore[assignment]
-    params["strategy"] = _strategy(params["strategy"], settings, topology)
+    params["strategy"] = _strategy(params["strategy"], settings, topology, recipe)
     # Alone, LightningEnvironment keeps Lightning from taking a surrounding SLURM job for its own
     # launcher.
     environment: ClusterEnvironment = (
@@ -75,13 +78,22 @@ def device(config: DictConfig, topology: Topology) -> torch.device:
     return torch.device("cuda", topology.local_rank)
 
 
-def _strategy(asked: str | dict[str, Any], settings: Settings, topology: Topology) -> Any:
+def _strategy(
+    asked: str | dict[str, Any], settings: Settings, topology: Topology, recipe: Recipe
+) -> Any:
     """`ddp` on one process is the plain model: the mathematics are the same, the copies are not
     needed. `asked` is Lightning's name for it, or options of DistributedDataParallel."""
     if topology.world_size == 1:
         return "auto"
-    unused = asked == "ddp_find_unused_parameters_true"
-    options = asked if isinstance(asked, dict) else {"find_unused_parameters": unused}
-    return DDPStrategy(
-        timeout=timedelta(minutes=settings.config.distributed_timeout_minutes), **options
-    )
+    timeout = timedelta(minutes=settings.config.distributed_timeout_minutes)
+    if recipe["graph"]:
+        return WholeStepStrategy(timeout=timeout)
+    # DDP sorts its buckets anew after a start's first step, unless it looks for unused parameters:
+    # a resumed run's first step would add its ranks' gradients in another order.
+    deterministic = bool(settings.config.trainer.params.deterministic)
+    options: dict[str, Any] = {
+        "find_unused_parameters": deterministic or asked == "ddp_find_unused_parameters_true",
+        "gradient_as_bucket_view": recipe["ddp"],
+        "static_graph": recipe["ddp"],
+    }
+    return DDPStrategy(timeout=timeout, **(asked if isinstance(asked, dict) else options))

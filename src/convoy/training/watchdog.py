@@ -136,6 +136,7 @@ class Watchdog(pl.Callback):
     # --- the thread
 
     def _watch(self) -> None:
+        self._sign_of_life()
         while not self._ended.wait(self._beat):
             self._sign_of_life()
             self._look_for_requests()
@@ -158,7 +159,7 @@ class Watchdog(pl.Callback):
     def _look_for_requests(self) -> None:
         if self._topology.is_rank_zero and (number := stop_request.read(self._run)):
             self._request.ask(number)
-        if os.getppid() == self._parent:
+        if self._topology.launcher != "torchrun" or os.getppid() == self._parent:
             return
         if self._orphan_since is None:
             self._orphan_since = time.monotonic()
@@ -178,7 +179,7 @@ class Watchdog(pl.Callback):
             time.sleep(self._beat)
             self._sign_of_life()
         after = read_states(self._run, self._topology.world_size)
-        message = verdict(before, after, self._limit)
+        message = verdict(before, after, self._limit, self._topology.world_size)
         logger.error("%s", message)
         alive = [state.rank for state in after if state not in before]
         if self._topology.rank == min(alive, default=self._topology.rank):
@@ -196,13 +197,14 @@ def read_states(run: RunDirectory, world_size: int) -> list[RankState]:
     return states
 
 
-def verdict(before: list[RankState], after: list[RankState], limit: float) -> str:
+def verdict(before: list[RankState], after: list[RankState], limit: float, world_size: int) -> str:
     """Which rank holds the others up: one without a sign of life, else the one that is behind."""
     beats = {state.rank: state.beat for state in before}
-    dead = [state for state in after if beats.get(state.rank) == state.beat]
+    dead = [state.described for state in after if beats.get(state.rank) == state.beat]
+    dead += [f"rank {rank}" for rank in sorted(set(range(world_size)) - beats.keys())]
     said = f"No step for {limit / 60:g} minutes: "
     if dead:
-        return said + ", ".join(f"{state.described} shows no sign of life" for state in dead) + "."
+        return said + ", ".join(f"{name} shows no sign of life" for name in dead) + "."
     least = min((state.progress for state in after), default=0)
     behind = [state for state in after if state.progress == least]
     if len(behind) < len(after):

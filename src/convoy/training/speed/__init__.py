@@ -1,0 +1,1 @@
+"""Speed: a recipe of switches over an unedited agent, each with a reason and a test of equality."""

@@ -1,0 +1,182 @@
+"""Applies a recipe to an agent and to Lightning's step. The one object that the training room asks.
+
+`AgentModule` takes its steps through `step`, and leaves Lightning's parts of a step out where it
+`steps_itself`.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.model_helpers import is_overridden
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from convoy.training.speed import assignment, matching, operators
+from convoy.training.speed.gradients import GradientMean
+from convoy.training.speed.optimizer import make_fused
+from convoy.training.speed.recipe import Recipe
+from convoy.training.speed.whole_step import Loss, Outcome, WholeStep
+
+logger = logging.getLogger("convoy")
+
+# Callbacks with one of these want to act inside a step, which is one piece when it is a graph.
+INSIDE_A_STEP = (
+    "on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad",
+)  # fmt: skip
+
+
+class Acceleration(pl.Callback):
+    """A run's speed switches at work."""
+
+    def __init__(
+        self, recipe: Recipe, agent: nn.Module, world_size: int, wants_tokens: bool = False
+    ) -> None:
+        self.recipe = recipe
+        self._agent = agent
+        self._world_size = world_size
+        self._step: WholeStep | None = None
+        self._steps_itself = False
+        self._compiled: Callable[..., Any] = agent.forward
+        self._matchers, changed = matching.find(agent)
+        if not self._matchers:
+            reason = f"{changed[0]} is not NAVSIM's own" if changed else "the agent matches nothing"
+            recipe.turn_off("matching", reason)
+        elif not assignment.available():
+            recipe.turn_off("matching", "Triton is not installed")
+        if changed:
+            recipe.turn_off("graph", f"{changed[0]} may match on the host")
+        if wants_tokens:
+            recipe.turn_off("graph", "the agent asks for the batch's tokens")
+
+    @contextmanager
+    def applied(self, compile_cache: Path) -> Iterator[None]:
+        """Everything that holds for the process, while the run trains."""
+        recipe = self.recipe
+        recipe.log()
+        with ExitStack() as stack:
+            if recipe["operators"]:
+                stack.enter_context(operators.replaced(recipe["channels_last"]))
+            if recipe["matching"]:
+                stack.enter_context(matching.replaced(self._matchers))
+            if recipe["tf32"]:
+                torch.set_float32_matmul_precision("high")
+                torch.backends.cudnn.allow_tf32 = True
+            if recipe["cudnn_benchmark"]:
+                torch.backends.cudnn.benchmark = True
+            if recipe["channels_last"]:
+                self._agent.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            if recipe["compile"]:
+                self._compile(compile_cache)
+            yield
+
+    @property
+    def steps_itself(self) -> bool:
+        """Whether `step` does what Lightning would: backward pass, clipping, optimizer."""
+        return self._steps_itself
+
+    def step(self, batch: Any, trainer: pl.Trainer, scalars_of: Callable[..., Outcome]) -> Outcome:
+        """The scalars of `batch`, its loss among them: `scalars_of(batch, forward)`.
+
+        Where `steps_itself`, the optimizer's step is done too.
+        """
+        if not self._steps_itself:
+            return scalars_of(self._laid_out(batch), self._forward)
+        if self._step is None:
+            self._step = self._whole_step(
+                trainer, lambda batch: scalars_of(batch, self._forward), scalars_of
+            )
+        enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+        # A cache of cast weights would outlive the step that a graph holds.
+        with torch.autocast("cuda", enabled=enabled, dtype=dtype, cache_enabled=False):
+            return self._step(tuple(batch))
+
+    def _forward(self, *arguments: Any, **named: Any) -> Any:
+        """The agent's forward pass in training, compiled where that is on."""
+        if not self.recipe["compile"]:
+            return self._agent.forward(*arguments, **named)
+        try:
+            return self._compiled(*arguments, **named)
+        except Exception as error:  # an agent's own fault shows again without the compiler
+            self._give_up("compile", f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            return self._agent.forward(*arguments, **named)
+
+    def _laid_out(self, batch: Any) -> Any:
+        if not self.recipe["channels_last"]:
+            return batch
+        return pytree.tree_map(_channels_last, tuple(batch))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """After a checkpoint was loaded, which sets the optimizer's groups as they were saved."""
+        for optimizer in trainer.optimizers:
+            refused = make_fused(optimizer, self.recipe["fused_optimizer"])
+            if refused:
+                self.recipe.turn_off("fused_optimizer", refused)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Rank 0's running statistics are those that are validated, as under DDP."""
+        if self.steps_itself and self._world_size > 1:
+            for buffer in pl_module.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
+    def look_at(self, callbacks: list[pl.Callback]) -> None:
+        """Let a callback that acts inside a step have Lightning's own; call before the Trainer."""
+        for callback in callbacks:
+            for hook in INSIDE_A_STEP:
+                if is_overridden(hook, callback, pl.Callback):
+                    self.recipe.turn_off("graph", f"{type(callback).__name__} has {hook}")
+        if self.recipe["graph"]:
+            self.recipe.turn_off("ddp", "the graph averages the gradients itself")
+        self._steps_itself = self.recipe["graph"]
+
+    def _compile(self, cache: Path) -> None:
+        # Not setdefault: importing torch's compiler sets a folder of this node's.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
+        logger.info(
+            "speed: the first step waits for the compiler, up to 3 minutes where %s does not hold "
+            "this agent, batch size and card",
+            cache,
+        )
+        self._compiled = torch.compile(self._agent.forward, dynamic=False)
+
+    def _whole_step(self, trainer: pl.Trainer, loss: Loss, eager_loss: Loss) -> WholeStep:
+        parameters = list(self._agent.parameters())
+        world_size = self._world_size
+        return WholeStep(
+            loss,
+            eager_loss,
+            trainer.optimizers[0],
+            parameters,
+            _clipping(trainer),
+            GradientMean(parameters, world_size) if world_size > 1 else None,
+            graph=next(iter(parameters)).is_cuda,
+            channels_last=self.recipe["channels_last"],
+            agent=self._agent,
+            give_up=lambda reason: self._give_up("graph", reason),
+        )
+
+    def _give_up(self, name: str, reason: str) -> None:
+        """In the middle of training. Without a graph the steps stay in one piece all the same."""
+        self.recipe.turn_off(name, reason)
+        logger.info("speed: %s is off: %s", name, reason)
+
+
+def _clipping(trainer: pl.Trainer) -> Callable[[list[nn.Parameter]], Any] | None:
+    """Lightning's clipping, by work on the device alone."""
+    limit = trainer.gradient_clip_val
+    if not limit:
+        return None
+    if str(trainer.gradient_clip_algorithm or "norm").endswith("value"):
+        return lambda parameters: nn.utils.clip_grad_value_(parameters, limit)
+    return lambda parameters: nn.utils.clip_grad_norm_(parameters, limit)
+
+
+def _channels_last(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.ndim == 4 and value.is_floating_point():
+        return value.contiguous(memory_format=torch.channels_last)
+    return value

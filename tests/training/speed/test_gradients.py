@@ -1,0 +1,87 @@
+"""Two ranks over gloo: the mean of the gradients against DistributedDataParallel's."""
+
+import json
+import socket
+import subprocess
+import sys
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from convoy.training.process_group import leave_process_group
+from convoy.training.speed import gradients
+from convoy.training.speed.gradients import GradientMean
+from convoy.training.speed.whole_step import WholeStep
+
+STEPS = 4
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
+        self.frozen = nn.Linear(3, 3).requires_grad_(False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.frozen(self.used(inputs))
+
+
+def _rank(rank: int, port: int) -> None:
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2,
+        timeout=timedelta(seconds=60),
+    )  # fmt: skip
+    gradients.FIRST_BUCKET = gradients.BUCKET = 64  # bytes: several buckets
+    generator = torch.Generator().manual_seed(rank)
+    data = [torch.randn(5, 6, generator=generator) for _ in range(STEPS)]
+    print(json.dumps([_with_ddp(data), _in_one_piece(data)]))
+    leave_process_group()
+
+
+def _with_ddp(data: list[torch.Tensor]) -> list[list[float]]:
+    torch.manual_seed(0)
+    model = Model()
+    wrapped = DistributedDataParallel(model)
+    optimizer = torch.optim.Adam(model.used.parameters(), lr=1e-2)
+    for batch in data:
+        optimizer.zero_grad()
+        wrapped(batch).square().mean().backward()
+        optimizer.step()
+    return [entry.flatten().tolist() for entry in model.parameters()]
+
+
+def _in_one_piece(data: list[torch.Tensor]) -> list[list[float]]:
+    torch.manual_seed(0)
+    model = Model()
+    optimizer = torch.optim.Adam(model.used.parameters(), lr=1e-2)
+
+    def loss(batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": model(batch).square().mean()}
+
+    parameters = list(model.parameters())
+    mean = GradientMean(parameters, 2)
+    step = WholeStep(loss, loss, optimizer, parameters, mean=mean, graph=False)
+    for batch in data:
+        step(batch)
+    return [entry.flatten().tolist() for entry in model.parameters()]
+
+
+def test_two_ranks_take_ddps_steps_to_the_bit():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = [
+        subprocess.Popen([sys.executable, __file__, str(rank), str(port)], stdout=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    outputs = [json.loads(process.communicate(timeout=120)[0]) for process in ranks]
+    for theirs, ours in outputs:
+        assert ours == theirs
+    assert outputs[0] == outputs[1]
+
+
+if __name__ == "__main__":
+    _rank(int(sys.argv[1]), int(sys.argv[2]))
