@@ -110,6 +110,18 @@ def test_links_lead_somewhere(page: Path):
             assert heading in anchors, target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_lines_are_not_too_long(page: Path):
+    """Tables may be wider."""
+    lines = page.read_text().splitlines()
+    assert not [line for line in lines if len(line) > 100 and not line.startswith("|")]
+
+
+def test_the_readme_leads_to_every_guide():
+    missing = {path for path in tracked("docs/*.md") if f"]({path})" not in README}
+    assert not missing, "README.md, Guides, needs a row for each of these"
+
+
 def test_every_make_target_in_the_docs_exists():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for page in PAGES:

@@ -81,11 +81,6 @@ class RunDirectory:
         """The speed switches of the latest start, each with its reason, as JSON."""
         return self.root / "speed.json"
 
-    @property
-    def compile_cache(self) -> Path:
-        """Compiled kernels, shared by the runs of all experiments beside this one's."""
-        return self.root.parent.parent / "compile-cache"
-
     def non_finite_batch(self, rank: int) -> Path:
         """Tokens of the batch whose loss was not finite on `rank`."""
         return self.root / f"non-finite-rank-{rank:03d}.json"

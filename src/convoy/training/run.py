@@ -159,7 +159,9 @@ def _train(
     if resume is not None:
         logger.info("going on from %s", resume)
         start.record("resume", file=resume.name)
-    cache = Path(config.compile_cache) if config.compile_cache else run.compile_cache
+    # Beside the experiments: the runs of all of them share what was compiled.
+    shared = run.root.parent.parent / "compile-cache"
+    cache = Path(config.compile_cache) if config.compile_cache else shared
     _record_speed(recipe, run, topology)
     with speed.applied(cache), explained():
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume)
