@@ -5,9 +5,13 @@ from convoy.agents.calls import AgentCalls
 from convoy.errors import ConvoyError
 from tests.agents import habits
 
-FEATURES = {"ego_status": torch.ones(4, 8), "code": torch.arange(4)}
-TARGETS = {"trajectory": torch.zeros(4, 8, 3), "trajectory_gt": torch.zeros(4, 8, 3)}
 TOKENS = ["0", "1", "2", "3"]
+FEATURES = {
+    "ego_status": torch.ones(4, 8),
+    "code": torch.arange(4),
+    "history": [torch.ones(4, 2), {"name": TOKENS, "pose": torch.zeros(4, 3).double()}],
+}
+TARGETS = {"trajectory": torch.zeros(4, 8, 3), "trajectory_gt": torch.zeros(4, 8, 3)}
 
 
 def step(agent):

@@ -38,6 +38,15 @@ def test_more_gpus_are_faster_but_less_than_in_proportion():
     assert rates[0] < rates[1] < 2 * rates[0] and rates[1] < rates[2] < 2 * rates[1]
 
 
+def test_the_setting_speed_counts_and_max_is_for_one_gpu():
+    def alone(speed: str, gpus: int) -> float:
+        workload = Workload("transfuser_agent", 176, speed=speed)
+        return rate(workload, Shape("h200", 1, gpus)).samples_per_s
+
+    assert alone("plain", 1) == 350 < alone("default", 1) == 525 < alone("max", 1) == 1250
+    assert alone("max", 8) == alone("default", 8)
+
+
 def test_a_faster_network_helps_and_a_measured_one_makes_it_surer():
     shape = Shape("h200", 4, 8)
     slow, fast = (rate(SHARDS, shape, all_reduce=gb) for gb in (1.0, 50.0))

@@ -9,7 +9,12 @@ from convoy.training.metrics import TrajectoryKeys
 from convoy.training.rehearsal import rehearse
 from tests.agents import habits
 
-FEATURES = {"ego_status": torch.randn(2, 8), "code": torch.arange(2)}
+EGO = torch.randn(2, 8)
+FEATURES = {
+    "ego_status": EGO,
+    "code": torch.arange(2),
+    "history": [EGO[:, :2], {"name": ["0", "1"], "pose": torch.zeros(2, 3).double()}],
+}
 TARGETS = {"trajectory": torch.zeros(2, 8, 3), "trajectory_gt": torch.zeros(2, 8, 3)}
 
 

@@ -60,6 +60,7 @@ def observation(run: Story) -> Observation | None:
         int(run.config.get("global_batch") or world),
         data_kind(run.config.get("cache_path", "")),
         int(run.config.get("dataloader.params.num_workers") or 4),
+        run.config.get("speed", "plain"),
     )
     shape = Shape(gpu_name(gpu), nodes, max(1, world // nodes))
     return Observation(workload, shape, rate, run.name)

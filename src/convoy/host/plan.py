@@ -38,6 +38,7 @@ class Training:
     rank_batch: int
     data: str = "shards"
     workers: int = 4
+    speed: str = "max"
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,9 @@ def forecast(
         return Row(offer, batches, refusals=tuple(refused))
     per_gpu = offer.node.cpus / offer.node.gpus if offer.node.cpus else 16.0
     shape = Shape(offer.gpu, offer.nodes, offer.gpus_per_node, per_gpu)
-    workload = Workload(training.agent, batches.global_batch, training.data, training.workers)
+    workload = Workload(
+        training.agent, batches.global_batch, training.data, training.workers, training.speed
+    )
     rate = calibrate(speed_model.predict(workload, shape, observations))
     work = training.samples + VALIDATION * training.val_samples
     slow, fast = rate.range

@@ -47,25 +47,26 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class AgentPrior:
-    """Rate of one H200 with the batch at hand (samples/s) and its spread; parameters in millions.
-
-    `gib_per_sample` is GPU memory in training for each sample of a rank's batch.
+    """Rates of one H200 in samples/s by the setting `speed`, and their spread; parameters in
+    millions. `gib_per_sample` is GPU memory in training for each sample of a rank's batch.
     """
 
-    samples_per_s: float
+    plain: float
+    default: float
+    max: float
     spread: float
     parameters: float
     gib_per_sample: float | None = None
 
 
-# Measured on one H200 with 16 cores and a synthetic cache of NAVSIM's format (docs/plan.md says
-# how): TransFuser 359 samples/s end to end in 16-mixed, 1,317 as one CUDA graph; EgoStatusMLP
-# 14,613.
+# Measured with synthetic data of the real size (docs/speed.md, docs/plan.md): TransFuser on one
+# H200 359 and 480 to 570 samples/s, as one CUDA graph 1,317, on one H100 1,163; EgoStatusMLP 8,400,
+# 11,100 and 17,200. The last line is for agents that nobody has measured.
 AGENTS = {
-    "transfuser_agent": AgentPrior(600.0, 0.45, 56.0, 0.16),
-    "ego_status_mlp_agent": AgentPrior(14_000.0, 0.3, 0.6, 0.001),
+    "transfuser_agent": AgentPrior(350.0, 525.0, 1_250.0, 0.35, 56.0, 0.16),
+    "ego_status_mlp_agent": AgentPrior(8_400.0, 11_100.0, 17_200.0, 0.3, 0.6, 0.001),
 }
-UNKNOWN_AGENT = AgentPrior(300.0, 0.9, 60.0)
+UNKNOWN_AGENT = AgentPrior(200.0, 300.0, 500.0, 0.9, 60.0)
 
 # A NAVSIM cache of gzip pickles: 15.4 ms to decode a sample and 2.6 ms to collate it, on one core
 # (measured); over a parallel file system it was 340 to 430 ms in a public run, hence the spread.
@@ -93,12 +94,14 @@ class Shape:
 
 @dataclass(frozen=True)
 class Workload:
-    """What the rate depends on besides the GPUs; `data` is "shards" or "cache"."""
+    """What the rate depends on besides the GPUs; `data` is "shards" or "cache", `speed` the
+    setting of that name."""
 
     agent: str
     global_batch: int
     data: str = "shards"
     workers: int = 4
+    speed: str = "max"
 
 
 @dataclass(frozen=True)
@@ -226,7 +229,11 @@ def _without_communication(run: Observation, all_reduce: float | None) -> float:
 
 def _compute(workload: Workload, shape: Shape) -> float:
     agent = AGENTS.get(workload.agent, UNKNOWN_AGENT)
-    return agent.samples_per_s * device_ratio(shape.gpu, "h200") * shape.world_size
+    # On several GPUs `max` is `default` for the time being (docs/speed.md).
+    speed = "default" if workload.speed == "max" and shape.world_size > 1 else workload.speed
+    rates = {"plain": agent.plain, "default": agent.default, "max": agent.max}
+    alone = rates.get(speed, agent.default)
+    return alone * device_ratio(shape.gpu, "h200") * shape.world_size
 
 
 def _loader(workload: Workload, shape: Shape) -> float:

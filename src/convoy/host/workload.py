@@ -18,6 +18,7 @@ DEFAULTS = {  # of conf/settings.yaml, which NAVSIM's run_training shares
     "global_batch": "null",
     "data.val_fraction": "0.1",
     "cache_path": "",
+    "speed": "max",
 }
 
 
@@ -41,6 +42,7 @@ def read(
         _whole(given, "dataloader.params.batch_size"),
         data_kind(given["cache_path"]) if given["cache_path"] else "shards",
         _whole(given, "dataloader.params.num_workers", least=0),
+        given["speed"],
     ), source
 
 
