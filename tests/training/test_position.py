@@ -15,7 +15,7 @@ from convoy.run.layout import RunDirectory
 from convoy.run.stop_request import StopRequest
 from convoy.synthetic.write import write_cache
 from convoy.training.checkpoint import load, verify
-from convoy.training.position import rescale
+from convoy.training.position import pl, rescale, went_on
 from convoy.training.stopping import StoppedEarly
 
 
@@ -191,3 +191,13 @@ def test_a_full_disk_ends_no_training_before_its_last_checkpoint(train_here, tmp
     assert list(csv.DictReader((run.metrics / "version_1/metrics.csv").open()))[-1]["step"] == "8"
     train_here(tmp_path / "run")
     assert load(run.last_checkpoint)["global_step"] == 9
+
+
+@pytest.mark.parametrize("limit", [{"max_steps": 9}, {"max_epochs": 3}], ids=str)
+def test_no_loop_restarts_once_a_resumed_training_goes_on(limit):
+    """Found by the chaos suite: with max_steps, the epoch after a resumed one had one batch."""
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **limit)
+    loop = trainer.fit_loop
+    loop._restarting = loop.epoch_loop._restarting = True
+    went_on(trainer)
+    assert not loop.restarting and not loop.epoch_loop.restarting
