@@ -25,7 +25,7 @@ import torch
 from convoy.run.stop_request import StopRequest
 from convoy.topology import Topology
 from convoy.training.checkpoint import CheckpointWriter
-from convoy.training.process_group import Control
+from convoy.training.process_group import HostGroup
 from convoy.training.stopping import Agreement
 
 INTERVAL = 30.0  # seconds: checkpoint.every_minutes=0.5, the default
@@ -95,8 +95,8 @@ def steps(rank: int, port: int, count: int, answer: Any) -> None:
     store = f"tcp://127.0.0.1:{port}"
     torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     topology = Topology(rank=rank, local_rank=rank, world_size=2, local_world_size=2)
-    control = Control(topology, torch.distributed.group.WORLD)
-    agreement = Agreement(control, StopRequest())
+    host_group = HostGroup(topology, torch.distributed.group.WORLD)
+    agreement = Agreement(host_group, StopRequest())
     gradient = torch.zeros(1000)
     spent = 0.0
     for _ in range(count):

@@ -16,7 +16,7 @@ from convoy.training.checkpoint import (
     not_finite,
     verify,
 )
-from convoy.training.process_group import Control
+from convoy.training.process_group import HostGroup
 from convoy.training.resume import choose_checkpoint
 
 SMALL, LARGE = {"weights": torch.zeros(10)}, {"weights": torch.zeros(1_000_000)}
@@ -177,7 +177,7 @@ def test_verify_and_fingerprint_tell_checkpoints_apart(folder):
     assert fingerprint(one) == fingerprint(one) != fingerprint(other)
 
 
-class OtherRank(Control):
+class OtherRank(HostGroup):
     """What rank 1 of two sees, for a decision that rank 0 made."""
 
     def __init__(self, decision):

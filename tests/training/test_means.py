@@ -2,9 +2,9 @@ import torch
 
 from convoy.topology import Topology
 from convoy.training.means import Means
-from convoy.training.process_group import Control
+from convoy.training.process_group import HostGroup
 
-ALONE = Control(Topology(), None)
+ALONE = HostGroup(Topology(), None)
 
 
 def test_weighted_means_of_names_that_come_and_go():

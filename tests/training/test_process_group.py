@@ -12,7 +12,7 @@ import torch
 
 from convoy.errors import ConvoyError
 from convoy.topology import Topology
-from convoy.training.process_group import Control, process_group
+from convoy.training.process_group import HostGroup, process_group
 
 PROGRAM = """
 import json, os, sys
@@ -25,13 +25,13 @@ from convoy.training.process_group import process_group
 rank = int(os.environ["RANK"])
 topology = Topology(rank=rank, local_rank=rank, world_size=2, local_world_size=2)
 said = {}
-with process_group(topology, "cpu", timedelta(seconds=60)) as control:
-    said["work"] = control.on_rank_zero(lambda: f"done on {topology.rank}")
-    said["gathered"] = control.gather(("rank", rank))
-    said["flags"] = [control.rank_zero_says(rank == 0), control.rank_zero_says(rank == 1)]
-    said["sum"] = control.sum(torch.tensor([1.0, float(rank)])).tolist()
+with process_group(topology, "cpu", timedelta(seconds=60)) as host_group:
+    said["work"] = host_group.on_rank_zero(lambda: f"done on {topology.rank}")
+    said["gathered"] = host_group.gather(("rank", rank))
+    said["flags"] = [host_group.rank_zero_says(rank == 0), host_group.rank_zero_says(rank == 1)]
+    said["sum"] = host_group.sum(torch.tensor([1.0, float(rank)])).tolist()
     try:
-        control.on_rank_zero(lambda: (_ for _ in ()).throw(ConvoyError("the disk is full")))
+        host_group.on_rank_zero(lambda: (_ for _ in ()).throw(ConvoyError("the disk is full")))
     except ConvoyError as error:
         said["error"] = str(error)
 print(json.dumps(said))
@@ -85,9 +85,9 @@ def test_a_mistake_on_rank_zero_is_raised_on_every_rank(both_ranks):
 
 
 def test_alone_there_is_nothing_to_agree_on():
-    with process_group(Topology(), "cpu", None) as control:
-        assert control.gather(5) == [5] and control.rank_zero_says(True)
-        assert control.sum(torch.tensor([3.0])).tolist() == [3.0]
+    with process_group(Topology(), "cpu", None) as host_group:
+        assert host_group.gather(5) == [5] and host_group.rank_zero_says(True)
+        assert host_group.sum(torch.tensor([3.0])).tolist() == [3.0]
         with pytest.raises(ConvoyError, match="no"):
-            control.on_rank_zero(lambda: (_ for _ in ()).throw(ConvoyError("no")))
-    assert isinstance(control, Control)
+            host_group.on_rank_zero(lambda: (_ for _ in ()).throw(ConvoyError("no")))
+    assert isinstance(host_group, HostGroup)

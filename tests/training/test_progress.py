@@ -12,7 +12,7 @@ from convoy.run.progress import ProgressFile, read_progress
 from convoy.topology import Topology
 from convoy.training import progress
 from convoy.training.module import AgentModule
-from convoy.training.process_group import Control
+from convoy.training.process_group import HostGroup
 from convoy.training.progress import ProgressReport
 from convoy.training.rehearsal import Rehearsal
 
@@ -56,7 +56,7 @@ def report(tmp_path, trainer, module, monkeypatch):
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock.now)
     topology = Topology(start="12-0")
     made = ProgressReport(
-        BatchPlan(2, 1, 2, 1), Control(topology, None), ProgressFile(RunDirectory(tmp_path))
+        BatchPlan(2, 1, 2, 1), HostGroup(topology, None), ProgressFile(RunDirectory(tmp_path))
     )
     made.on_train_start(trainer, module)
 

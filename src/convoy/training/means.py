@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from convoy.training.process_group import Control
+from convoy.training.process_group import HostGroup
 
 _KEPT = 64  # steps whose scalars are kept as they are before they are summed on their device
 
@@ -30,7 +30,7 @@ class Means:
         if len(self._kept) == _KEPT:
             self._fold()
 
-    def over_ranks(self, control: Control) -> dict[str, float]:
+    def over_ranks(self, host_group: HostGroup) -> dict[str, float]:
         """The means over all ranks of the names that any of them has; waits for the device and for
         the other ranks."""
         self._fold()
@@ -38,7 +38,7 @@ class Means:
         if self._sums is not None:
             sums = self._sums.cpu()
         weights = torch.tensor(self._weights, dtype=torch.float64)
-        total, count = control.sum(torch.stack([sums, weights])).tolist()
+        total, count = host_group.sum(torch.stack([sums, weights])).tolist()
         return {
             name: value / weight
             for name, value, weight in zip(self.names, total, count, strict=True)

@@ -25,7 +25,7 @@ from convoy.training.metrics import (
     displacement_errors,
     ego_velocity,
 )
-from convoy.training.process_group import Control
+from convoy.training.process_group import HostGroup
 from convoy.training.rehearsal import Rehearsal
 from convoy.training.report import DrawnSamples
 from convoy.training.speed.acceleration import Acceleration
@@ -50,7 +50,7 @@ class AgentModule(pl.LightningModule):
         rehearsal: Rehearsal,
         keys: TrajectoryKeys,
         run: RunDirectory,
-        control: Control,
+        host_group: HostGroup,
         speed: Acceleration,
     ) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class AgentModule(pl.LightningModule):
         self.drawn: DrawnSamples | None = None  # of the last validation, for the report
         self._keys = keys
         self._run = run
-        self._control = control
+        self._host_group = host_group
         self._speed = speed
         self._finite_check = FiniteCheck()
         self._training_means = Means(rehearsal.train)
@@ -95,7 +95,7 @@ class AgentModule(pl.LightningModule):
 
     def show_training_means(self) -> None:
         """Put the epoch's means where callbacks and schedulers look; all ranks call it."""
-        means = self._training_means.over_ranks(self._control)
+        means = self._training_means.over_ranks(self._host_group)
         self._show("train", {name: torch.tensor(mean) for name, mean in means.items()}, "epoch")
 
     # Where a step is one piece, Lightning's parts of it have nothing left to do.
@@ -159,7 +159,7 @@ class AgentModule(pl.LightningModule):
     def log_validation_means(self) -> None:
         """Log means over all ranks' samples: val/loss and the agent's other scalars; in metres
         val/ade, val/fde and the constant-velocity guess's. All ranks call it."""
-        self.validation = self._validation_means.over_ranks(self._control)
+        self.validation = self._validation_means.over_ranks(self._host_group)
         self.validated_step = self.trainer.global_step if self.trainer.state.fn == "fit" else None
         for name, mean in self.validation.items():
             self.log(f"val/{name}", mean, rank_zero_only=False, sync_dist=False)

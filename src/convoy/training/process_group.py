@@ -29,7 +29,7 @@ class Pending:
         return found
 
 
-class Control:
+class HostGroup:
     """Small agreements among the ranks, over gloo on the host: they never wait for a GPU's
     queue."""
 
@@ -82,25 +82,25 @@ class Control:
 
 
 @contextmanager
-def process_group(topology: Topology, accelerator: str, timeout: timedelta) -> Iterator[Control]:
-    """Join the other ranks: NCCL for the GPUs' gradients, gloo for `Control`; nothing to join when
+def process_group(topology: Topology, accelerator: str, timeout: timedelta) -> Iterator[HostGroup]:
+    """Join the other ranks: NCCL for the gradients, gloo for `HostGroup`; nothing to join when
     alone.
 
     Lightning finds the group open and uses it.
     """
     if topology.world_size == 1:
-        yield Control(topology, None)
+        yield HostGroup(topology, None)
         return
     if accelerator == "cpu":
         dist.init_process_group("gloo", timeout=timeout)
-        control = dist.group.WORLD
+        host_group = dist.group.WORLD
     else:
         device = torch.device("cuda", topology.local_rank)
         torch.cuda.set_device(device)
         dist.init_process_group("nccl", timeout=timeout, device_id=device)
-        control = dist.new_group(backend="gloo", timeout=timeout)
+        host_group = dist.new_group(backend="gloo", timeout=timeout)
     try:
-        yield Control(topology, control)
+        yield HostGroup(topology, host_group)
     finally:
         leave_process_group()
 

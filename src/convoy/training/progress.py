@@ -20,7 +20,7 @@ from convoy.global_batch import BatchPlan
 from convoy.run.progress import ProgressFile, RunProgress
 from convoy.training.means import Means
 from convoy.training.module import AgentModule
-from convoy.training.process_group import Control
+from convoy.training.process_group import HostGroup
 
 logger = logging.getLogger("convoy")
 
@@ -32,9 +32,9 @@ class ProgressReport(pl.Callback):
     They go to the loggers and to rank 0's terminal (a bar) or log (a line).
     """
 
-    def __init__(self, batches: BatchPlan, control: Control, file: ProgressFile) -> None:
+    def __init__(self, batches: BatchPlan, host_group: HostGroup, file: ProgressFile) -> None:
         self._batches = batches
-        self._control = control
+        self._host_group = host_group
         self._file = file
         self._means = Means(())
         self._view: _Bar | _Lines = _Lines()
@@ -111,7 +111,7 @@ class ProgressReport(pl.Callback):
     def _report(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         assert isinstance(pl_module, AgentModule)
         now = time.monotonic()
-        means = self._means.over_ranks(self._control)
+        means = self._means.over_ranks(self._host_group)
         seconds, samples = (
             now - self._since[0],
             (step - self._since[1]) * self._batches.global_batch,
@@ -130,7 +130,7 @@ class ProgressReport(pl.Callback):
             left = (steps - step) * self._batches.global_batch / rate
             epoch = trainer.current_epoch
             self._view.advance(step, steps, epoch, loss, rate, left)
-            start = self._control.topology.start
+            start = self._host_group.topology.start
             report = RunProgress(start, step, steps, epoch, loss, rate, left, time.time())
             self._file.write(report, at_once=step == steps)
         self._since = (now, step)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from convoy.errors import ConvoyError
 from convoy.training.checkpoint import CheckpointFolder, DamagedCheckpoint, fingerprint
-from convoy.training.process_group import Control
+from convoy.training.process_group import HostGroup
 
 logger = logging.getLogger("convoy")
 
@@ -14,7 +14,7 @@ PATIENCE = 60.0  # seconds: an NFS client may keep an old listing of a directory
 
 
 def choose_checkpoint(
-    folder: CheckpointFolder, control: Control, patience: float = PATIENCE
+    folder: CheckpointFolder, host_group: HostGroup, patience: float = PATIENCE
 ) -> Path | None:
     """The newest whole checkpoint, or None where there is none yet; the same on every rank.
 
@@ -25,9 +25,9 @@ def choose_checkpoint(
         path = folder.newest_whole()
         return None if path is None else (path.name, fingerprint(path))
 
-    decision = control.on_rank_zero(decide)
-    topology = control.topology
-    seen = control.gather((topology.host, _disagreement(folder, decision, patience)))
+    decision = host_group.on_rank_zero(decide)
+    topology = host_group.topology
+    seen = host_group.gather((topology.host, _disagreement(folder, decision, patience)))
     for rank, (host, problem) in enumerate(seen):
         if problem is not None:
             raise ConvoyError(

@@ -35,7 +35,7 @@ from convoy.training.memory import MemoryForecast, explain
 from convoy.training.metrics import TrajectoryKeys
 from convoy.training.module import AgentModule, NavsimMetricNames
 from convoy.training.pace import Pace
-from convoy.training.process_group import Control, process_group
+from convoy.training.process_group import HostGroup, process_group
 from convoy.training.progress import ProgressReport
 from convoy.training.randomness import Randomness
 from convoy.training.refusals import explained
@@ -77,15 +77,15 @@ def train(
     logs.speak_on_rank_zero(topology)
     require_accelerator(config.trainer.params.accelerator, topology)
     timeout = timedelta(minutes=config.distributed_timeout_minutes)
-    with process_group(topology, config.trainer.params.accelerator, timeout) as control:
-        _require_one_configuration(config, topology, control)
-        with started(config, topology, control) as start:
+    with process_group(topology, config.trainer.params.accelerator, timeout) as host_group:
+        _require_one_configuration(config, topology, host_group)
+        with started(config, topology, host_group) as start:
             _log_start(start.run, settings, topology)
             watchdog = Watchdog(
                 start.run, topology, request, config.watchdog_minutes, start.record_any, failed
             )
             try:
-                _train(settings, start, control, request, watchdog)
+                _train(settings, start, host_group, request, watchdog)
             except Exception as error:
                 out_of_memory = explain(error, config, topology)
                 if out_of_memory is None:
@@ -94,7 +94,11 @@ def train(
 
 
 def _train(
-    settings: Settings, start: Start, control: Control, request: StopRequest, watchdog: Watchdog
+    settings: Settings,
+    start: Start,
+    host_group: HostGroup,
+    request: StopRequest,
+    watchdog: Watchdog,
 ) -> None:
     config, run, topology = settings.config, start.run, start.topology
     logs.write_to(run, topology)
@@ -105,7 +109,7 @@ def _train(
     load_weights(agent, config.agent)
     builders = _builders(agent)
     calls = AgentCalls(agent)
-    data = control.on_rank_zero(lambda: _find_data(settings, builders))
+    data = host_group.on_rank_zero(lambda: _find_data(settings, builders))
     _require_known_tokens(calls, config, data)
     if topology.is_rank_zero:
         split = {"train": data.train.samples, "validation": data.val.samples}
@@ -124,8 +128,8 @@ def _train(
     )
     keys = TrajectoryKeys(config.metrics.prediction, config.metrics.target)
     rehearsal = _rehearse(agent, calls, datamodule, keys, device(config, topology))
-    module = AgentModule(agent, calls, rehearsal, keys, run, control, speed)
-    progress = ProgressReport(settings.batches, control, ProgressFile(run))
+    module = AgentModule(agent, calls, rehearsal, keys, run, host_group, speed)
+    progress = ProgressReport(settings.batches, host_group, ProgressFile(run))
     folder = CheckpointFolder(run)
     writer = CheckpointWriter(guard=start.require_owned)
     callbacks = [
@@ -139,7 +143,7 @@ def _train(
         SafePoints(
             folder,
             writer,
-            control,
+            host_group,
             request,
             start.record,
             rehearsal.monitor,
@@ -151,7 +155,7 @@ def _train(
     callbacks.append(speed)
     trainer = build_trainer(settings, topology, run, callbacks, writer, recipe)
     results: dict[str, Any] = {"run_dir": str(run.root), "world_size": topology.world_size}
-    resume = choose_checkpoint(folder, control)
+    resume = choose_checkpoint(folder, host_group)
     if config.validate_first and resume is None:
         trainer.validate(module, datamodule=datamodule, verbose=False)
         results |= _metrics(module, "_before")
@@ -182,8 +186,10 @@ def _record_speed(recipe: Recipe, run: RunDirectory, topology: Topology) -> None
         write_text(run.speed, json.dumps(recipe.record(), indent=1) + "\n")
 
 
-def _require_one_configuration(config: DictConfig, topology: Topology, control: Control) -> None:
-    entries = control.gather((topology.host, OmegaConf.to_container(config)))
+def _require_one_configuration(
+    config: DictConfig, topology: Topology, host_group: HostGroup
+) -> None:
+    entries = host_group.gather((topology.host, OmegaConf.to_container(config)))
     for rank, (host, other) in enumerate(entries):
         changed = differences(DictConfig(entries[0][1]), DictConfig(other))
         if changed:

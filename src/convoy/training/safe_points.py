@@ -15,7 +15,7 @@ from convoy.run.stop_request import StopRequest
 from convoy.training import position
 from convoy.training.checkpoint import CheckpointFolder, CheckpointWriter
 from convoy.training.position import Moment
-from convoy.training.process_group import Control
+from convoy.training.process_group import HostGroup
 from convoy.training.stopping import Agreement, Decision, StoppedEarly
 
 logger = logging.getLogger("convoy")
@@ -29,7 +29,7 @@ class SafePoints(Checkpoint):
         self,
         folder: CheckpointFolder,
         writer: CheckpointWriter,
-        control: Control,
+        host_group: HostGroup,
         request: StopRequest,
         record: Callable[..., None],
         monitor: str,
@@ -38,10 +38,15 @@ class SafePoints(Checkpoint):
     ) -> None:
         """`record` takes an event's name and facts; `monitor` is the metric that the best
         checkpoint has the least of; `keep` is how many stay beside the best."""
-        self._folder, self._writer, self._control, self._request = folder, writer, control, request
+        self._folder, self._writer, self._host_group, self._request = (
+            folder,
+            writer,
+            host_group,
+            request,
+        )
         self._record, self._interval, self._keep = record, every_minutes * 60, keep
         self._monitor = monitor
-        self._agreement = Agreement(control, request, min(1.0, self._interval))
+        self._agreement = Agreement(host_group, request, min(1.0, self._interval))
         self._stop: Decision | None = None
         self._saved_at = time.monotonic()
         self._saved_step = -1
@@ -137,7 +142,7 @@ class SafePoints(Checkpoint):
         if trainer.global_step != self._saved_step:
             self._save(trainer, Moment.END)
         self._writer.wait()
-        self._control.on_rank_zero(self._require_written)
+        self._host_group.on_rank_zero(self._require_written)
 
     # --- what is done there
 
@@ -152,7 +157,7 @@ class SafePoints(Checkpoint):
     def _compare(self) -> Decision | None:
         decision = self._agreement.after_step(self._due, self._is_refused)
         if decision is not None and decision.refused:
-            self._control.on_rank_zero(self._raise_refusal)
+            self._host_group.on_rank_zero(self._raise_refusal)
         if decision is not None and decision.signal and self._stop is None:
             self._stop = decision
             logger.info("asked to stop by %s: saving a checkpoint", decision.signal_name)
@@ -193,8 +198,8 @@ class SafePoints(Checkpoint):
         if self._stop is None:
             return
         self._writer.wait()
-        self._control.on_rank_zero(self._raise_refusal)
-        failure = self._control.on_rank_zero(lambda: self._writer.failure)
+        self._host_group.on_rank_zero(self._raise_refusal)
+        failure = self._host_group.on_rank_zero(lambda: self._writer.failure)
         if failure is None:
             kept = f"its checkpoint is {self._folder.run.step_checkpoint(trainer.global_step)}"
         else:

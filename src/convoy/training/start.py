@@ -17,7 +17,7 @@ from convoy.run.lock import RunLock, newest
 from convoy.run.ownership import choose_root, open_run, require_same_configuration, unwritable
 from convoy.topology import Topology
 from convoy.training.checkpoint import CheckpointFolder
-from convoy.training.process_group import Control
+from convoy.training.process_group import HostGroup
 from convoy.training.resume import PATIENCE
 from convoy.training.stopping import StoppedEarly
 
@@ -48,7 +48,7 @@ class Start:
 
 
 @contextmanager
-def started(config: DictConfig, topology: Topology, control: Control) -> Iterator[Start]:
+def started(config: DictConfig, topology: Topology, host_group: HostGroup) -> Iterator[Start]:
     """Own the run directory meanwhile, as one for all ranks.
 
     Raises ConvoyError when it belongs to another configuration, is in use by another start, or is
@@ -74,11 +74,11 @@ def started(config: DictConfig, topology: Topology, control: Control) -> Iterato
             events.record(run, "takeover", start=topology.start, dead=dead.described)
         return str(run.root), lock.token
 
-    root, token = control.on_rank_zero(own)
+    root, token = host_group.on_rank_zero(own)
     config.run_dir = config.output_dir = config.trainer.params.default_root_dir = root
     start = Start(RunDirectory(Path(root)), topology, locks[0] if locks else None)
     try:
-        _require_one_directory(start.run, token, control)
+        _require_one_directory(start.run, token, host_group)
         start.record("start", world_size=topology.world_size, restart=topology.restart_count)
         yield start
         start.record("finish")
@@ -94,7 +94,7 @@ def started(config: DictConfig, topology: Topology, control: Control) -> Iterato
 
 
 def _require_one_directory(
-    run: RunDirectory, token: str, control: Control, patience: float = PATIENCE
+    run: RunDirectory, token: str, host_group: HostGroup, patience: float = PATIENCE
 ) -> None:
     """Raise ConvoyError, naming the rank, unless every rank sees what rank 0 wrote."""
     deadline = time.monotonic() + patience
@@ -104,7 +104,7 @@ def _require_one_directory(
         if sees or time.monotonic() >= deadline:
             break
         time.sleep(1)
-    for rank, (host, found) in enumerate(control.gather((control.topology.host, sees))):
+    for rank, (host, found) in enumerate(host_group.gather((host_group.topology.host, sees))):
         if not found:
             raise ConvoyError(
                 f"The run directory {run.root} is not the same on all nodes: rank {rank} on {host} "

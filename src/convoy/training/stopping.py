@@ -15,7 +15,7 @@ import torch
 
 from convoy.errors import ConvoyError, ExitCode
 from convoy.run.stop_request import StopRequest
-from convoy.training.process_group import Control, Pending
+from convoy.training.process_group import HostGroup, Pending
 
 
 class StoppedEarly(ConvoyError):
@@ -43,9 +43,9 @@ class Agreement:
     Rank 0 alone wishes to save or refuses to go on; any rank may ask for a stop.
     """
 
-    def __init__(self, control: Control, request: StopRequest, seconds: float = 1.0) -> None:
-        self._control, self._request = control, request
-        self._seconds = 0.0 if control.topology.world_size == 1 else seconds
+    def __init__(self, host_group: HostGroup, request: StopRequest, seconds: float = 1.0) -> None:
+        self._host_group, self._request = host_group, request
+        self._seconds = 0.0 if host_group.topology.world_size == 1 else seconds
         self._pending: Pending | None = None
         self._steps_left = 1
         self._every = 1
@@ -57,7 +57,7 @@ class Agreement:
         self._steps_left -= 1
         if self._steps_left <= 0:
             self._begin(save, refused)
-            if self._control.topology.world_size == 1:
+            if self._host_group.topology.world_size == 1:
                 decision = self._outcome()
         return decision
 
@@ -66,10 +66,10 @@ class Agreement:
         pace = max(now - self._since, 1e-6) / self._every
         self._since = now
         wishes = [self._request.number, 0, 0, 0]
-        if self._control.topology.is_rank_zero:
+        if self._host_group.topology.is_rank_zero:
             steps = max(1, min(1000, round(self._seconds / pace)))
             wishes = [self._request.number, int(save()), int(refused()), steps]
-        self._pending = self._control.begin_max(torch.tensor(wishes, dtype=torch.int64))
+        self._pending = self._host_group.begin_max(torch.tensor(wishes, dtype=torch.int64))
 
     def _outcome(self) -> Decision | None:
         if self._pending is None:
