@@ -153,11 +153,16 @@ def main() -> None:
     share = agreement / AGREED_STEP
     print(f"  agreement to stop, per step     {agreement * 1e6:8.1f} us {share:7.2%} of 4.4 ms")
     result = {
-        "device": name, "torch": torch.__version__, "megabytes": round(size),
-        "plain_seconds": waited, "background": rest, "background_first": first,
-        "share_plain": alone / INTERVAL, "share_background": held / INTERVAL,
+        "device": name,
+        "torch": torch.__version__,
+        "megabytes": round(size),
+        "plain_seconds": waited,
+        "background": rest,
+        "background_first": first,
+        "share_plain": alone / INTERVAL,
+        "share_background": held / INTERVAL,
         "agreement_seconds_per_step": agreement,
-    }  # fmt: skip
+    }
     print(json.dumps(result))
 
 

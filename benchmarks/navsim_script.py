@@ -18,9 +18,17 @@ from pathlib import Path
 from typing import Any
 
 UNUSED = (
-    "aioboto3", "aiofiles", "boto3", "botocore", "fiona", "geopandas", "pyogrio", "pyproj",
-    "rasterio", "retry",
-)  # fmt: skip
+    "aioboto3",
+    "aiofiles",
+    "boto3",
+    "botocore",
+    "fiona",
+    "geopandas",
+    "pyogrio",
+    "pyproj",
+    "rasterio",
+    "retry",
+)
 TREES = [
     Path(os.environ.get("NAVSIM_DEVKIT_ROOT", Path(__file__).parents[1] / "build/navsim")),
     Path(os.environ.get("NUPLAN_DEVKIT_ROOT", Path(__file__).parents[1] / "build/nuplan-devkit")),

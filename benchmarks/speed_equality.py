@@ -25,15 +25,24 @@ def start(args: argparse.Namespace, folder: Path, level: str, seed: int) -> subp
     logs = sorted(load_manifest(args.shards).logs)
     run = folder / f"{level}-{seed}"
     command = [
-        sys.executable, "-m", "convoy.launch.rank", "agent=transfuser_agent",
-        f'+agent.config.image_architecture="local-dir:{args.weights}"', f"cache_path={args.shards}",
-        f"run_dir={run}", f"speed={level}", "trainer.params.precision=bf16-mixed", f"seed={seed}",
-        f"train_logs=[{','.join(logs[1:])}]", f"val_logs=[{logs[0]}]",
+        sys.executable,
+        "-m",
+        "convoy.launch.rank",
+        "agent=transfuser_agent",
+        f'+agent.config.image_architecture="local-dir:{args.weights}"',
+        f"cache_path={args.shards}",
+        f"run_dir={run}",
+        f"speed={level}",
+        "trainer.params.precision=bf16-mixed",
+        f"seed={seed}",
+        f"train_logs=[{','.join(logs[1:])}]",
+        f"val_logs=[{logs[0]}]",
         "trainer.params.max_epochs=99",
-        f"+trainer.params.max_steps={args.steps}", "trainer.params.check_val_every_n_epoch=99",
+        f"+trainer.params.max_steps={args.steps}",
+        "trainer.params.check_val_every_n_epoch=99",
         f"dataloader.params.batch_size={args.batch}",
         *([f"compile_cache={args.compile_cache}"] if args.compile_cache else []),
-    ]  # fmt: skip
+    ]
     log = (folder / f"{level}-{seed}.log").open("wb")
     return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
@@ -74,15 +83,21 @@ def main() -> None:
     plain = [curves["plain", seed] for seed in range(args.seeds)]
     between = [distance(one, other) for one, other in itertools.combinations(plain, 2)]
     ours = distance(curves["max", 0], plain[0])
-    rows = [("max and plain, seed 0", ours), ("plain, two seeds: least", min(between)),
-            ("plain, two seeds: most", max(between))]  # fmt: skip
+    rows = [
+        ("max and plain, seed 0", ours),
+        ("plain, two seeds: least", min(between)),
+        ("plain, two seeds: most", max(between)),
+    ]
     last = [("last report: max", curves["max", 0][-1])]
     last += [(f"last report: plain, seed {seed}", plain[seed][-1]) for seed in range(args.seeds)]
     record = {
-        "benchmark": "speed_equality", "steps": args.steps, "batch": args.batch,
-        "max_to_plain": ours, "plain_to_plain": between,
+        "benchmark": "speed_equality",
+        "steps": args.steps,
+        "batch": args.batch,
+        "max_to_plain": ours,
+        "plain_to_plain": between,
         "losses": {f"{level} {seed}": curve for (level, seed), curve in curves.items()},
-    }  # fmt: skip
+    }
     print_report("distance of losses", ("", "loss"), rows + last, record, args.json)
     if ours > max(between):
         sys.exit("max is farther from plain than plain runs of different seeds are")

@@ -80,8 +80,10 @@ class Clock(pl.Callback):
     def _write(self) -> None:
         memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
         record = {
-            "epochs": self._epochs, "step_ends": self._ends, "memory_gib": memory,
-        }  # fmt: skip
+            "epochs": self._epochs,
+            "step_ends": self._ends,
+            "memory_gib": memory,
+        }
         self._record.write_text(json.dumps(record))
 
 

@@ -52,9 +52,15 @@ class Bench:
             write = ego_cache.write_cache
         write(self.cache, self.args.samples, LOGS)
         command = [
-            sys.executable, "-m", "convoy.commands.__main__", "prepare", str(self.shards),
-            "--from-cache", str(self.cache), *self.agent,
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "convoy.commands.__main__",
+            "prepare",
+            str(self.shards),
+            "--from-cache",
+            str(self.cache),
+            *self.agent,
+        ]
         run(command, self.folder / "prepare.log")
         if self.args.agent == "transfuser_agent":
             from convoy.navsim.weights import write_random_backbone
@@ -72,17 +78,27 @@ class Bench:
     def navsim(self, batch: int, workers: int) -> dict[str, Any]:
         prefetch = "2" if workers else "null"
         return self._time(
-            f"navsim-{workers}-{batch}", "navsim.planning.script.run_training", batch,
-            [f"cache_path={self.cache}", "use_cache_without_dataset=true",
-             "force_cache_computation=false", "train_test_split=mini", "experiment_name=bench",
-             f"dataloader.params.num_workers={workers}",
-             f"dataloader.params.prefetch_factor={prefetch}",
-             f"trainer.params.default_root_dir={self.folder}/navsim",
-             *(["trainer.params.accelerator=cpu", "trainer.params.precision=32"]
-               if self.args.cpu else []),
-             "trainer.params.max_epochs=1"],
+            f"navsim-{workers}-{batch}",
+            "navsim.planning.script.run_training",
+            batch,
+            [
+                f"cache_path={self.cache}",
+                "use_cache_without_dataset=true",
+                "force_cache_computation=false",
+                "train_test_split=mini",
+                "experiment_name=bench",
+                f"dataloader.params.num_workers={workers}",
+                f"dataloader.params.prefetch_factor={prefetch}",
+                f"trainer.params.default_root_dir={self.folder}/navsim",
+                *(
+                    ["trainer.params.accelerator=cpu", "trainer.params.precision=32"]
+                    if self.args.cpu
+                    else []
+                ),
+                "trainer.params.max_epochs=1",
+            ],
             self.args.navsim_steps,
-        )  # fmt: skip
+        )
 
     def convoy(self, batch: int, name: str, switches: list[str]) -> dict[str, Any]:
         """`switches` are settings; `gzip` among them reads the cache, `resident` nothing."""
@@ -91,15 +107,23 @@ class Bench:
         ranks = next((int(s[6:]) for s in switches if s.startswith("ranks=")), 1)
         switches = [s for s in switches if "=" in s and not s.startswith("ranks=")]
         return self._time(
-            f"{name}-{batch}", "convoy.launch.rank", batch,
-            [f"cache_path={path}", *switches, f"run_dir={self.folder}/runs/{batch}/{name}",
-             f"compile_cache={self.args.compile_cache or self.folder / 'compile'}",
-             f"dataloader.params.num_workers={self.args.workers}",
-             "trainer.params.check_val_every_n_epoch=1",
-             *(["trainer.params.accelerator=cpu"] if self.args.cpu else []),
-             f"trainer.params.max_epochs={self.args.epochs + resident}"],  # one more to profile
-            self.args.steps, resident, ranks,
-        )  # fmt: skip
+            f"{name}-{batch}",
+            "convoy.launch.rank",
+            batch,
+            [
+                f"cache_path={path}",
+                *switches,
+                f"run_dir={self.folder}/runs/{batch}/{name}",
+                f"compile_cache={self.args.compile_cache or self.folder / 'compile'}",
+                f"dataloader.params.num_workers={self.args.workers}",
+                "trainer.params.check_val_every_n_epoch=1",
+                *(["trainer.params.accelerator=cpu"] if self.args.cpu else []),
+                f"trainer.params.max_epochs={self.args.epochs + resident}",
+            ],  # one more to profile
+            self.args.steps,
+            resident,
+            ranks,
+        )
 
     def _time(
         self,
@@ -116,17 +140,27 @@ class Bench:
         limits = [f"trainer.params.limit_train_batches={steps}"] if steps else []
         profile = ["--resident", "--profile", str(self.folder / f"{name}.kernels")]
         launcher = [
-            "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1",
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--local-addr=127.0.0.1",
             f"--nproc-per-node={ranks}",
-        ]  # fmt: skip
+        ]
         command = [
-            sys.executable, *(launcher if ranks > 1 else []),
-            str(HERE / "timed.py"), *(profile if resident else []),
-            str(record), module, *self.agent,
-            f"train_logs=[{','.join(train)}]", f"val_logs=[{','.join(val)}]",
-            f"dataloader.params.batch_size={batch}", "trainer.params.limit_val_batches=2",
-            *limits, *arguments,
-        ]  # fmt: skip
+            sys.executable,
+            *(launcher if ranks > 1 else []),
+            str(HERE / "timed.py"),
+            *(profile if resident else []),
+            str(record),
+            module,
+            *self.agent,
+            f"train_logs=[{','.join(train)}]",
+            f"val_logs=[{','.join(val)}]",
+            f"dataloader.params.batch_size={batch}",
+            "trainer.params.limit_val_batches=2",
+            *limits,
+            *arguments,
+        ]
         started = time.time()
         run(command, log)
         result = summary(json.loads(record.read_text()), batch * ranks, started)
@@ -165,9 +199,14 @@ def _row(
     rate = result["samples_per_s"]
     times = f"{rate / base['samples_per_s']:.2f}" if base else ""
     return (
-        name, batch, f"{rate:.0f}", times, f"{100 * result['waits']:.1f} %",
-        f"{result['tenth_step']:.0f}", f"{result['memory_gib']:.1f}",
-    )  # fmt: skip
+        name,
+        batch,
+        f"{rate:.0f}",
+        times,
+        f"{100 * result['waits']:.1f} %",
+        f"{result['tenth_step']:.0f}",
+        f"{result['memory_gib']:.1f}",
+    )
 
 
 def run(command: list[str], log: Path) -> None:

@@ -25,8 +25,11 @@ def convoy(exp: Path, *arguments: str, **variables: str) -> subprocess.Completed
     environment.pop("CONVOY_SITE", None)
     return subprocess.run(
         [sys.executable, "-m", "convoy.commands", *arguments],
-        env=environment, text=True, capture_output=True, cwd=ROOT,
-    )  # fmt: skip
+        env=environment,
+        text=True,
+        capture_output=True,
+        cwd=ROOT,
+    )
 
 
 def test_the_table(tmp_path):
@@ -44,8 +47,11 @@ def test_on_a_bare_python(tmp_path, json_too):
     environment = {**os.environ, "NAVSIM_EXP_ROOT": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", f"{code}sys.exit(main({words!r}))"],
-        env=environment, text=True, capture_output=True, cwd=ROOT,
-    )  # fmt: skip
+        env=environment,
+        text=True,
+        capture_output=True,
+        cwd=ROOT,
+    )
     if json_too:
         assert done.returncode == 0 and json.loads(done.stdout)["rows"]
     else:
@@ -130,10 +136,16 @@ def test_history_is_beside_what_happened(tmp_path):
     run = tmp_path / "first" / "12"
     run.mkdir(parents=True)
     prediction = {
-        "time": 1000.0, "gpu": "l40s", "nodes": 2, "gpus_per_node": 4, "samples_per_s": 100.0,
-        "spread": 0.5, "source": "roofline, no earlier run", "wait_s": [0, 60, 180],
+        "time": 1000.0,
+        "gpu": "l40s",
+        "nodes": 2,
+        "gpus_per_node": 4,
+        "samples_per_s": 100.0,
+        "spread": 0.5,
+        "source": "roofline, no earlier run",
+        "wait_s": [0, 60, 180],
         "total_s": [3000, 4000, 5000],
-    }  # fmt: skip
+    }
     (run / "prediction.json").write_text(json.dumps(prediction))
     (run / "config.yaml").write_text("global_batch: 176\n")
     (run / "launches.jsonl").write_text(json.dumps({"time": 1090.0, "job": "12"}) + "\n")

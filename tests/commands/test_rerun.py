@@ -21,8 +21,11 @@ def convoy(exp: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "NAVSIM_EXP_ROOT": str(exp)}
     return subprocess.run(
         [sys.executable, "-m", "convoy.commands", *arguments],
-        env=environment, text=True, capture_output=True, cwd=ROOT,
-    )  # fmt: skip
+        env=environment,
+        text=True,
+        capture_output=True,
+        cwd=ROOT,
+    )
 
 
 def test_the_same_command_again_in_a_new_directory(preempted_run):
@@ -33,9 +36,13 @@ def test_the_same_command_again_in_a_new_directory(preempted_run):
     site = Site(ROOT, {"CONVOY_OVERRIDES": "seed=1", "SBATCH_ACCOUNT": "mine"})
     submission = rerun.again(story.read(preempted_run), site, ["time=01:00:00"])
     assert submission.command == [
-        "sbatch", "--account=mine", "--time=01:00:00",
-        str(ROOT / "slurm/torchrun_2node.slurm"), "agent=a_agent", "+note='a b'",
-    ]  # fmt: skip
+        "sbatch",
+        "--account=mine",
+        "--time=01:00:00",
+        str(ROOT / "slurm/torchrun_2node.slurm"),
+        "agent=a_agent",
+        "+note='a b'",
+    ]
 
 
 def test_a_dry_run_says_what_will_not_be_the_same(preempted_run):

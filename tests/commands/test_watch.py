@@ -39,9 +39,21 @@ def job(state: str, reason: str = "None", start: datetime | None = None) -> Job:
     hosts = "gl[001,006]" if state == "RUNNING" else ""
     left = 5 * 3600 if state == "RUNNING" else 12 * 3600
     return Job(
-        "12", "me", "users", ("l40s_public",), state, reason, 2, 8, 12 * 3600, left, start, 5,
-        hosts=hosts, name="convoy",
-    )  # fmt: skip
+        "12",
+        "me",
+        "users",
+        ("l40s_public",),
+        state,
+        reason,
+        2,
+        8,
+        12 * 3600,
+        left,
+        start,
+        5,
+        hosts=hosts,
+        name="convoy",
+    )
 
 
 def screen(found: Found, width: int) -> str:
@@ -107,8 +119,12 @@ def convoy(
     }
     return subprocess.run(
         [sys.executable, "-m", "convoy.commands", *arguments],
-        env=environment, text=True, capture_output=True, cwd=ROOT, timeout=60,
-    )  # fmt: skip
+        env=environment,
+        text=True,
+        capture_output=True,
+        cwd=ROOT,
+        timeout=60,
+    )
 
 
 @pytest.fixture

@@ -28,76 +28,93 @@ IJEPA = (
 # Name, nodes, arguments, and what must have come of it.
 PORTED = [
     (
-        "NAVSIM run_ego_mlp_agent_training.sh", 1,
+        "NAVSIM run_ego_mlp_agent_training.sh",
+        1,
         "experiment_name=training_ego_mlp_agent trainer.params.max_epochs=50 "
         "train_test_split=navtrain",
         {"agent._target_": "navsim.agents.ego_status_mlp_agent", "trainer.params.max_epochs": 50},
     ),
     (
-        "NAVSIM run_transfuser_training.sh", 1,
+        "NAVSIM run_transfuser_training.sh",
+        1,
         "agent=transfuser_agent experiment_name=training_transfuser_agent "
         "train_test_split=navtrain",
         {"agent._target_": "navsim.agents.transfuser_agent", "train_test_split": "navtrain"},
     ),
     (
-        "NAVSIM docs, from a cache", 1,
+        "NAVSIM docs, from a cache",
+        1,
         "agent=transfuser_agent train_test_split=navtrain use_cache_without_dataset=True "
         "force_cache_computation=False worker=sequential",
         {"worker": "sequential"},
     ),
     (
-        "DiffusionDrive docs/train_eval.md", 1,
+        "DiffusionDrive docs/train_eval.md",
+        1,
         "agent=diffusiondrive_agent experiment_name=training_diffusiondrive_agent "
         "train_test_split=navtrain split=trainval trainer.params.max_epochs=100 "
         "use_cache_without_dataset=True force_cache_computation=False",
         {"agent._target_": "navsim.agents.diffusiondrive_agent", "agent.lr": 6e-4},
     ),
     (
-        "GTRS docs/gtrs_training.md, diffusion policy", 3,
+        "GTRS docs/gtrs_training.md, diffusion policy",
+        3,
         GTRS.format(nodes=3, agent="gtrs_diffusion_policy"),
         {
-            "agent.lr": 0.0002, "agent.config.ckpt_path": "train_dp",
+            "agent.lr": 0.0002,
+            "agent.config.ckpt_path": "train_dp",
             "train_logs": ["log-0", "log-1", "log-2"],
-            "trainer.params.strategy": "ddp", "trainer.params.limit_val_batches": 0.03,
-            "dataloader.params.num_workers": 16, "trainer.params.precision": 32,
-            "trainer.params.num_nodes": 3, "run_dir": None, "use_cache_without_dataset": True,
+            "trainer.params.strategy": "ddp",
+            "trainer.params.limit_val_batches": 0.03,
+            "dataloader.params.num_workers": 16,
+            "trainer.params.precision": 32,
+            "trainer.params.num_nodes": 3,
+            "run_dir": None,
+            "use_cache_without_dataset": True,
         },
     ),
     (
-        "GTRS docs/gtrs_training.md, dense", 4,
+        "GTRS docs/gtrs_training.md, dense",
+        4,
         GTRS.format(nodes=4, agent="gtrs_dense_vov"),
         {"agent._target_": "navsim.agents.gtrs_dense_vov"},
     ),
     (
-        "i-JEPA fork, ego MLP", 2,
+        "i-JEPA fork, ego MLP",
+        2,
         IJEPA.format(nodes=2, agent="ego_status_mlp_agent"),
         {"dataloader.params.num_workers": 2},
     ),
     (
-        "i-JEPA fork, ego MLP on a tenth", 1,
+        "i-JEPA fork, ego MLP on a tenth",
+        1,
         IJEPA.format(nodes=1, agent="ego_status_mlp_agent")
         + " trainer.params.limit_train_batches=0.1",
         {"trainer.params.limit_train_batches": 0.1},
     ),
     (
-        "i-JEPA fork, I-JEPA and MLP", 4,
+        "i-JEPA fork, I-JEPA and MLP",
+        4,
         IJEPA.format(nodes=4, agent="ijepa_planning_agent"),
         {"agent.learning_rate": 1e-4},
     ),
     (
-        "i-JEPA fork, TransFuser", 2,
+        "i-JEPA fork, TransFuser",
+        2,
         IJEPA.format(nodes=2, agent="transfuser_agent")
         + " trainer.params.strategy=ddp_find_unused_parameters_true agent.config.backbone=ijepa",
         {"agent.config.backbone": "ijepa"},
     ),
     (
-        "i-JEPA fork, Hydra-MDP", 4,
+        "i-JEPA fork, Hydra-MDP",
+        4,
         IJEPA.format(nodes=4, agent="hydra_mdp_v8192_w_ep")
         + " ~trainer.params.strategy trainer.params.precision=16-mixed",
         {"trainer.params.strategy": "ddp"},
     ),
     (
-        "all the keys that NAVSIM's caching and scoring read", 1,
+        "all the keys that NAVSIM's caching and scoring read",
+        1,
         "agent=transfuser_agent verbose=true logger_level=debug gpu=false max_number_of_workers=8 "
         "experiment_uid=1 date_format=%Y distributed_timeout_seconds=60 traffic_agents=reactive "
         "proposal_sampling.num_poses=8 synthetic_sensor_path=/x synthetic_scenes_path=/x "
@@ -109,7 +126,8 @@ PORTED = [
         {"worker": "ray_distributed", "agent._target_": "navsim.agents.transfuser_agent"},
     ),
     (
-        "Lightning's arguments", 2,
+        "Lightning's arguments",
+        2,
         "agent=transfuser_agent trainer.params.devices=-1 +trainer.params.enable_progress_bar=true "
         "+trainer.params.use_distributed_sampler=false +trainer.params.logger=true "
         "+trainer.params.max_time=00:12:00:00 +trainer.params.max_steps=1000 "
@@ -119,21 +137,24 @@ PORTED = [
         {"trainer.params.devices": 4, "trainer.params.strategy.static_graph": True},
     ),
     ("all devices", 1, "agent=transfuser_agent trainer.params.devices=auto", {}),
-]  # fmt: skip
+]
 
 REFUSED = [
     (
-        "GTRS as it stands: features on the fly", 3,
+        "GTRS as it stands: features on the fly",
+        3,
         GTRS.format(nodes=3, agent="gtrs_dense_vov") + " cache_path=null",
         ["cache_path is not set"],
     ),
     (
-        "i-JEPA fork as it stands: features on the fly", 4,
+        "i-JEPA fork as it stands: features on the fly",
+        4,
         IJEPA.format(nodes=4, agent="ijepa_planning_agent") + " cache_path=null",
         ["cache_path is not set"],
     ),
     (
-        "what Convoy gives Lightning itself, each with its reason", 1,
+        "what Convoy gives Lightning itself, each with its reason",
+        1,
         "agent=transfuser_agent +trainer.params.logger=false +trainer.params.callbacks=[] "
         "+trainer.params.barebones=true +trainer.params.overfit_batches=4 "
         "+trainer.params.enable_checkpointing=false +dataloader.params.drop_last=false "
@@ -153,18 +174,23 @@ REFUSED = [
         ],
     ),
     (
-        "other options of Hydra's", 1, "agent=transfuser_agent --multirun",
+        "other options of Hydra's",
+        1,
+        "agent=transfuser_agent --multirun",
         ["--multirun is not an option of a training"],
     ),
     (
-        "Hydra's own settings", 1, "agent=transfuser_agent hydra.run.dir=/tmp/x",
+        "Hydra's own settings",
+        1,
+        "agent=transfuser_agent hydra.run.dir=/tmp/x",
         ["hydra.run.dir=/tmp/x has no meaning here.*run_dir=/path"],
     ),
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize(("nodes", "line", "expected"), [row[1:] for row in PORTED],
-                         ids=[row[0] for row in PORTED])  # fmt: skip
+@pytest.mark.parametrize(
+    ("nodes", "line", "expected"), [row[1:] for row in PORTED], ids=[row[0] for row in PORTED]
+)
 def test_a_command_line_composes(fork, nodes, line, expected):
     settings = config.load(shlex.split(line), Topology.planned(nodes, 4), fork)
     for key, value in expected.items():
@@ -172,8 +198,9 @@ def test_a_command_line_composes(fork, nodes, line, expected):
     assert settings.config.trainer.params.num_nodes == nodes
 
 
-@pytest.mark.parametrize(("nodes", "line", "sentences"), [row[1:] for row in REFUSED],
-                         ids=[row[0] for row in REFUSED])  # fmt: skip
+@pytest.mark.parametrize(
+    ("nodes", "line", "sentences"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED]
+)
 def test_a_command_line_is_refused_with_one_sentence_an_argument(fork, nodes, line, sentences):
     with pytest.raises(ConvoyError) as refused:
         config.load(shlex.split(line), Topology.planned(nodes, 4), fork)
@@ -190,8 +217,16 @@ def test_arguments_without_an_effect_are_named(fork):
 
 
 def test_convoy_check_takes_hydras_flags_anywhere(fork, capsys):
-    line = ["check", "--nodes", "2", "-cn", "competition_training", "~trainer.params.strategy",
-            "agent=gtrs_dense_vov", "--processes-per-node=4"]  # fmt: skip
+    line = [
+        "check",
+        "--nodes",
+        "2",
+        "-cn",
+        "competition_training",
+        "~trainer.params.strategy",
+        "agent=gtrs_dense_vov",
+        "--processes-per-node=4",
+    ]
     assert main(line) == 0
     assert "gtrs_dense_vov" in capsys.readouterr().out
     assert main(["check", "--config-name=nowhere", "agent=gtrs_dense_vov"]) == 1

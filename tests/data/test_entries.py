@@ -75,7 +75,7 @@ LIES = {
     "origin": (lambda content: content.update(origin=[]), "is damaged"),
     "version": (lambda content: content.update(version=True), "is damaged|is of version"),
     "failures": (of_shard(failures=[{"log": 1}]), "is damaged"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("lie", LIES)

@@ -126,7 +126,7 @@ REFUSED = {
     "endless": (pickle.dumps(endless()), "more values, or deeper in one another"),
     "deep-key": (b"\x80\x04}" + b")" + b"\x85" * 30_000 + b"Ns.", "more than 20000 tuples"),
     "list": (pickle.dumps([1]), "holds a list, not a dict"),
-}  # fmt: skip
+}
 DAMAGED = {
     "cut-archive": pickle.dumps({"x": tensor((4,), (1,), content=ARCHIVE[:-9])}),
     "archive-of-fewer": pickle.dumps({"x": tensor((5,), (1,), content=ARCHIVE)}),

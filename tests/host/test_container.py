@@ -62,8 +62,12 @@ def test_folders_of_any_name_are_mounted(call, tmp_path, name):
     }
     assert f"--pwd={folder}" in arguments and "--no-eval" in arguments
     assert arguments[-5:] == [
-        f"{folder}/image.sif", "/opt/convoy/entrypoint/run.sh", "check", "a b", "$(touch ran)",
-    ]  # fmt: skip
+        f"{folder}/image.sif",
+        "/opt/convoy/entrypoint/run.sh",
+        "check",
+        "a b",
+        "$(touch ran)",
+    ]
 
 
 def test_relative_folders_are_those_of_the_submit_folder(call, tmp_path):

@@ -18,8 +18,10 @@ def test_a_cluster_that_the_job_file_was_written_for_asks_nothing():
 def test_what_the_cluster_does_not_know_is_asked_for():
     partition, account = compare(JOB, (), HERE, ["vision"])
     assert (partition.name, partition.choices, partition.default) == (
-        "SBATCH_PARTITION", ("cpu", "gpu"), "gpu",
-    )  # fmt: skip
+        "SBATCH_PARTITION",
+        ("cpu", "gpu"),
+        "gpu",
+    )
     assert (account.name, account.default) == ("SBATCH_ACCOUNT", "vision")
     assert str(partition) == "SBATCH_PARTITION (your partitions: cpu, gpu)"
 

@@ -26,11 +26,15 @@ def make(
     waits = starts.waits(picture, [(offer.partition, offer.gpu, offer.gpus) for offer in offers])
     rows = [
         plan.forecast(
-            offer, training, waits[index], seen, plan.refusals(picture, offer, account),
+            offer,
+            training,
+            waits[index],
+            seen,
+            plan.refusals(picture, offer, account),
             plan.cautions(picture, offer, account),
         )
         for index, offer in enumerate(offers)
-    ]  # fmt: skip
+    ]
     return choice.choose(rows, aim)
 
 
@@ -178,9 +182,12 @@ def test_options_of_a_part_of_a_node(notes):
     )
     whole = plan.sbatch_options(rows["2 nodes x 4 l40s on l40s_public"], job, "users")
     assert whole == {
-        "nodes": "2", "partition": "l40s_public", "account": "users", "gpus-per-node": "l40s:4",
+        "nodes": "2",
+        "partition": "l40s_public",
+        "account": "users",
+        "gpus-per-node": "l40s:4",
         "time": "12:00:00",
-    }  # fmt: skip
+    }
 
 
 def test_little_memory_is_said(notes):
@@ -197,9 +204,11 @@ def test_chance_falls_with_nodes_and_time(notes):
 
     def chance(rate: float, nodes: int = 2, limit: int | None = None) -> float:
         row = plan.forecast(
-            replace(offer, nodes=nodes, limit=limit), replace(TRAINING, global_batch=None),
-            starts.Wait.of(0, ""), calibrate=lambda _: Rate(rate, 0.1, ""),
-        )  # fmt: skip
+            replace(offer, nodes=nodes, limit=limit),
+            replace(TRAINING, global_batch=None),
+            starts.Wait.of(0, ""),
+            calibrate=lambda _: Rate(rate, 0.1, ""),
+        )
         return row.chance
 
     assert chance(1000) > chance(10) > chance(10, nodes=8)

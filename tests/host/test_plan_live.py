@@ -29,8 +29,11 @@ def test_every_possible_shape_is_asked_with_its_own_time_limit(slurm, tmp_path):
     environment = {**os.environ, "NAVSIM_EXP_ROOT": str(tmp_path / "exp"), "SBATCH_QOS": "normal"}
     done = subprocess.run(
         [sys.executable, "-m", "convoy.commands", *words],
-        env=environment, text=True, capture_output=True, cwd=ROOT,
-    )  # fmt: skip
+        env=environment,
+        text=True,
+        capture_output=True,
+        cwd=ROOT,
+    )
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
     possible = [row for row in rows if row["possible"]]
@@ -60,7 +63,7 @@ def test_what_slurm_refuses_stays_in_the_table_with_its_reason(slurm, tmp_path):
         text=True,
         capture_output=True,
         cwd=ROOT,
-    )  # fmt: skip
+    )
     content = json.loads(done.stdout)
     assert done.returncode == 1 and content["recommended"] is None
     said = "SLURM: Invalid account or account/partition combination specified"

@@ -45,8 +45,10 @@ def test_out_of_nvidias_package(tmp_path, suffix):
     }
     lay_out(package(tmp_path / "x.deb", members, suffix), tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "libcuda.so.1", "libcuda.so.580.95.05", "libnvidia-nvvm.so.4",
-    ]  # fmt: skip
+        "libcuda.so.1",
+        "libcuda.so.580.95.05",
+        "libnvidia-nvvm.so.4",
+    ]
     assert (tmp_path / "out/libcuda.so.1").read_bytes() == b"cuda"
 
 

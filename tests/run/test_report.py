@@ -90,8 +90,10 @@ def show(browser: str, page: Path, width: int, *options: str) -> tuple[str, str]
         [browser, "--headless", *root, "--disable-gpu", "--enable-logging=stderr"]
         + [f"--user-data-dir={page.parent}/browser", f"--window-size={width},1500", *options]
         + ["--virtual-time-budget=3000", "--dump-dom", page.as_uri()],
-        text=True, capture_output=True, timeout=120,
-    )  # fmt: skip
+        text=True,
+        capture_output=True,
+        timeout=120,
+    )
     said = "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
     return done.stdout, said
 

@@ -32,8 +32,12 @@ def test_the_last_weights_are_saved_and_the_figures_say_whose_they_are(
     results = json.loads((run_dir / "results.json").read_text())
     assert step_of(run_dir) == results["step"] == results["validated_step"] == 6
 
-    train_here(tmp_path / "blind", *rare, "trainer.params.limit_val_batches=0",
-               "trainer.params.max_epochs=1")  # fmt: skip
+    train_here(
+        tmp_path / "blind",
+        *rare,
+        "trainer.params.limit_val_batches=0",
+        "trainer.params.max_epochs=1",
+    )
     results = json.loads((tmp_path / "blind/results.json").read_text())
     assert step_of(tmp_path / "blind") == results["step"] == 3
     assert results["validated_step"] is None and "ade" not in results

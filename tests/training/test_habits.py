@@ -51,9 +51,13 @@ def test_an_agent_with_the_habits_of_gtrs(habits_tree, shards, train, tmp_path):
     """The agent itself holds the tokens against the samples, and its callback NAVSIM's metric names
     and the loaders against what they should be."""
     run = [
-        *RUN, "agent=likegtrs", f"cache_path={shards}", f"run_dir={tmp_path / 'run'}",
-        "metrics.prediction=imi", "metrics.target=trajectory_gt",
-    ]  # fmt: skip
+        *RUN,
+        "agent=likegtrs",
+        f"cache_path={shards}",
+        f"run_dir={tmp_path / 'run'}",
+        "metrics.prediction=imi",
+        "metrics.target=trajectory_gt",
+    ]
     done = train(*run, "trainer.params.max_epochs=2", processes=2)
     assert done.returncode == 0, done.stdout
     results = json.loads((tmp_path / "run/results.json").read_text())

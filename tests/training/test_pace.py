@@ -46,9 +46,14 @@ class Module(pl.LightningModule):
 def test_waiting_for_data_and_own_time(tmp_path, data, step, bound):
     run = RunDirectory(tmp_path)
     trainer = pl.Trainer(
-        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, callbacks=[Pace(run, Topology())],
-    )  # fmt: skip
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[Pace(run, Topology())],
+    )
     trainer.fit(Module(step), DataLoader(Samples(data)))
     pace = json.loads(run.rank_pace(0).read_text())
     assert (pace["data_wait"] > 0.5) is bound

@@ -105,11 +105,16 @@ def _show(lines: list[Line], experiments: Path, problem: str) -> None:
         table.add_column(name, justify="right")
     for line in lines:
         table.add_row(
-            line.run, line.job, line.state, line.agent, line.step, _or_empty(line.ade, "{:.3f}"),
+            line.run,
+            line.job,
+            line.state,
+            line.agent,
+            line.step,
+            _or_empty(line.ade, "{:.3f}"),
             _or_empty(line.samples_per_s, "{:.1f}"),
             span(line.left_s) if line.left_s is not None else "",
             f"{span(line.age_s)} ago" if line.age_s is not None else "",
-        )  # fmt: skip
+        )
     out.print(table)
 
 

@@ -124,9 +124,14 @@ def _job_file_account(root: Path) -> str:
 
 
 def _rows(
-    args: argparse.Namespace, settings: Site, picture: Cluster, training: Training, account: str,
-    observations: Sequence[Observation], checks: Sequence[history.Check],
-) -> list[Row]:  # fmt: skip
+    args: argparse.Namespace,
+    settings: Site,
+    picture: Cluster,
+    training: Training,
+    account: str,
+    observations: Sequence[Observation],
+    checks: Sequence[history.Check],
+) -> list[Row]:
     offers = plan.offers(picture, account, _sizes(args.nodes))
     if not offers:
         raise ConvoyError(

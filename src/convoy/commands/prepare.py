@@ -117,8 +117,9 @@ def _open(args: argparse.Namespace) -> "Input":
     if agent.unbuilt is not None:
         print(
             f"the agent itself cannot be built here ({agent.unbuilt}); its builders can, and they "
-            "are all that is needed", file=sys.stderr,
-        )  # fmt: skip
+            "are all that is needed",
+            file=sys.stderr,
+        )
     return RawInput(
         logs=_data_path(
             settings.navsim_log_path, "navsim_log_path", f"navsim_logs/{split['data_split']}"

@@ -119,8 +119,9 @@ def _without_effect(asked: arguments.Arguments) -> tuple[str, ...]:
     named = [*sorted(asked.groups), *typed]
     if not named:
         return ()
-    return (f"NAVSIM reads these for its cache or its scores, not in a training: "
-            f"{', '.join(named)}.",)  # fmt: skip
+    return (
+        f"NAVSIM reads these for its cache or its scores, not in a training: {', '.join(named)}.",
+    )
 
 
 def _restore_defaults(params: DictConfig) -> None:
@@ -209,8 +210,10 @@ def _shared_logs(config: DictConfig, asked: arguments.Arguments) -> tuple[str, .
             f"({', '.join(both[:3])}{' …' if len(both) > 3 else ''}): a log belongs to one of "
             "them, or the validation measures what was trained on."
         )
-    return (f"{asked.config_name} names {len(both)} logs that are trained on and validated on: "
-            "its validation does not measure what is new.",)  # fmt: skip
+    return (
+        f"{asked.config_name} names {len(both)} logs that are trained on and validated on: "
+        "its validation does not measure what is new.",
+    )
 
 
 def _check_node_count(config: DictConfig, topology: Topology) -> None:

@@ -14,10 +14,13 @@ from convoy.errors import ConvoyError
 NOT_COMPOSED = ("train_test_split", "worker", "traffic_agents_policy", "proposal_sampling")
 
 _FLAGS = {
-    "--config-name": "config_name", "-cn": "config_name",
-    "--config-dir": "config_dir", "-cd": "config_dir",
-    "--config-path": "config_dir", "-cp": "config_dir",
-}  # fmt: skip
+    "--config-name": "config_name",
+    "-cn": "config_name",
+    "--config-dir": "config_dir",
+    "-cd": "config_dir",
+    "--config-path": "config_dir",
+    "-cp": "config_dir",
+}
 
 
 @dataclass

@@ -231,8 +231,9 @@ def _bad_override(
     text = str(error)
     unknown = re.search(
         r"Could not override '([^']+)'|Key '([^']+)' is not in struct|"
-        r"Could not delete from config. '([^']+)' does not exist", text,
-    )  # fmt: skip
+        r"Could not delete from config. '([^']+)' does not exist",
+        text,
+    )
     if unknown is None:
         return ConvoyError(f"An override cannot be read: {text.splitlines()[0]}")
     name = next(group for group in unknown.groups() if group).lstrip("+~")

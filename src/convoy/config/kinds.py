@@ -31,17 +31,22 @@ def whole(least: int, most: int | None = None) -> Kind:
 
 
 def number(
-    least: float | None = None, most: float | None = None, above: float | None = None,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
     below: float | None = None,
-) -> Kind:  # fmt: skip
+) -> Kind:
     """A finite number within the bounds; `above` and `below` are not part of it."""
     bounds = [
         f"{words} {bound:g}"
         for words, bound in (
-            ("of at least", least), ("above", above), ("of at most", most), ("below", below),
+            ("of at least", least),
+            ("above", above),
+            ("of at most", most),
+            ("below", below),
         )
         if bound is not None
-    ]  # fmt: skip
+    ]
     return Kind(
         " ".join(["a number", " and ".join(bounds)]).strip(),
         lambda value: (

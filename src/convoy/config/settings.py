@@ -109,8 +109,22 @@ TRAINER: dict[str, Kind] = {
     "devices": whole(1) | one_of(-1, "-1", "auto", None),
     "num_nodes": whole(1) | NULL,
     "precision": one_of(
-        16, 32, 64, "16", "32", "64", "bf16", "16-true", "16-mixed", "bf16-true", "bf16-mixed",
-        "32-true", "64-true", "transformer-engine", "transformer-engine-float16", None,
+        16,
+        32,
+        64,
+        "16",
+        "32",
+        "64",
+        "bf16",
+        "16-true",
+        "16-mixed",
+        "bf16-true",
+        "bf16-mixed",
+        "32-true",
+        "64-true",
+        "transformer-engine",
+        "transformer-engine-float16",
+        None,
     ),
     "fast_dev_run": SWITCH | whole(0),
     "max_epochs": whole(-1) | NULL,
@@ -137,7 +151,7 @@ TRAINER: dict[str, Kind] = {
     "sync_batchnorm": SWITCH,
     "default_root_dir": TEXT | NULL,
     "enable_autolog_hparams": SWITCH,
-}  # fmt: skip
+}
 
 # Arguments of Lightning's that Convoy gives itself: the values that change nothing, and the reason.
 OURS: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -155,10 +169,12 @@ OURS: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 _LOADER_REFUSED = {
-    "drop_last": ((True,), "an epoch is whole global batches already; what is left over comes in "
-                  "another epoch"),
+    "drop_last": (
+        (True,),
+        "an epoch is whole global batches already; what is left over comes in another epoch",
+    ),
     "shuffle": ((True,), "the training order is always shuffled, by seed and epoch"),
-}  # fmt: skip
+}
 
 
 def check_values(config: DictConfig) -> None:

@@ -249,9 +249,15 @@ def _tensor(
 
 
 def _tensor_of_dtype(
-    storage: _Storage, offset: int, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any,
+    storage: _Storage,
+    offset: int,
+    size: Any,
+    stride: Any,
+    grad: Any,
+    hooks: Any,
+    dtype: Any,
     metadata: Any = None,
-) -> _Tensor:  # fmt: skip
+) -> _Tensor:
     """As torch._utils._rebuild_tensor_v3, for dtypes without a storage type of their own."""
     if not isinstance(dtype, torch.dtype):
         raise Refused("a tensor without a dtype")

@@ -19,15 +19,33 @@ from convoy.host.job_file import seconds
 TABLES = {
     "partition": ("name", "limit", "max_nodes", "min_nodes", "accounts", "wait", "up", "default"),
     "nodes": (
-        "names", "partitions", "gpu", "gpus", "gpus_used", "cpus", "memory_gib", "state", "reason",
+        "names",
+        "partitions",
+        "gpu",
+        "gpus",
+        "gpus_used",
+        "cpus",
+        "memory_gib",
+        "state",
+        "reason",
     ),
     "job": (
-        "id", "user", "account", "partition", "state", "reason", "nodes", "gpus", "limit", "left",
-        "priority", "count",
+        "id",
+        "user",
+        "account",
+        "partition",
+        "state",
+        "reason",
+        "nodes",
+        "gpus",
+        "limit",
+        "left",
+        "priority",
+        "count",
     ),
     "limits": ("accounts", "qos_wall", "qos_gpus_per_user"),
     "run": ("agent", "gpu", "nodes", "gpus", "global_batch", "samples_per_s", "data", "note"),
-}  # fmt: skip
+}
 SINGLE = ("now", "user")
 
 

@@ -116,9 +116,13 @@ def offers(cluster: Cluster, account: str, sizes: Sequence[int] | None = None) -
 
 
 def _offers(
-    cluster: Cluster, partition: Partition, gpu: str, nodes: Sequence[Node], account: str,
+    cluster: Cluster,
+    partition: Partition,
+    gpu: str,
+    nodes: Sequence[Node],
+    account: str,
     sizes: Sequence[int] | None,
-) -> Iterator[Offer]:  # fmt: skip
+) -> Iterator[Offer]:
     gpus = Counter(node.gpus for node in nodes).most_common(1)[0][0]
     kind = [node for node in nodes if node.gpus == gpus]
     usable = sum(node.usable for node in kind)

@@ -305,8 +305,9 @@ def _finish(run: RunDirectory, results: dict[str, Any], skip_bad: bool) -> None:
     if validated is None:
         logger.info("no validation: results have no figures of the last weights, step %d", step)
     elif validated != step:
-        logger.info("the figures are those of step %d; the last weights are of step %d",
-                    validated, step)  # fmt: skip
+        logger.info(
+            "the figures are those of step %d; the last weights are of step %d", validated, step
+        )
     try:
         write_text(run.results, json.dumps(results, indent=1) + "\n")
     except OSError as error:

@@ -31,9 +31,12 @@ class Model(nn.Module):
 
 def _rank(rank: int, port: int) -> None:
     dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2,
+        "gloo",
+        init_method=f"tcp://127.0.0.1:{port}",
+        rank=rank,
+        world_size=2,
         timeout=timedelta(seconds=60),
-    )  # fmt: skip
+    )
     gradients.FIRST_BUCKET = gradients.BUCKET = 64  # bytes: several buckets
     generator = torch.Generator().manual_seed(rank)
     data = [torch.randn(5, 6, generator=generator) for _ in range(STEPS)]

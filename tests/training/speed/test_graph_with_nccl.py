@@ -22,9 +22,12 @@ def _rank(rank: int, world_size: int, port: int) -> None:
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
     dist.init_process_group(
-        "nccl", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size,
+        "nccl",
+        init_method=f"tcp://127.0.0.1:{port}",
+        rank=rank,
+        world_size=world_size,
         device_id=device,
-    )  # fmt: skip
+    )
     gradients.FIRST_BUCKET = gradients.BUCKET = 4096  # bytes: several buckets
     generator = torch.Generator().manual_seed(rank)
     data = [torch.randn(5, 64, generator=generator).to(device) for _ in range(STEPS)]
@@ -48,9 +51,15 @@ def _train(data: list[torch.Tensor], world_size: int, graph: bool) -> tuple[list
     parameters = list(model.parameters())
     mean = GradientMean(parameters, world_size)
     step = WholeStep(
-        loss, loss, optimizer, parameters, mean=mean, graph=graph, agent=model,
+        loss,
+        loss,
+        optimizer,
+        parameters,
+        mean=mean,
+        graph=graph,
+        agent=model,
         give_up=reasons.append,
-    )  # fmt: skip
+    )
     for batch in data:
         step(batch)
     return [entry.sum().item() for entry in parameters], reasons

@@ -110,10 +110,11 @@ def transfuser(navsim_tree, tmp_path_factory) -> Any:
     torch.manual_seed(0)
     weights = write_random_backbone("resnet18", tmp_path_factory.mktemp("weights"))
     overrides = [
-        "agent=transfuser_agent", "cache_path=x",
+        "agent=transfuser_agent",
+        "cache_path=x",
         f"+agent.config.image_architecture='local-dir:{weights}'",
         "+agent.config.lidar_architecture=resnet18",
-    ]  # fmt: skip
+    ]
     agent = build_agent(compose(overrides, tree.config_directory()).agent)
     for module in agent.modules():
         if isinstance(module, nn.Dropout):
@@ -145,9 +146,12 @@ def test_steps_are_those_of_navsims_own_module_in_float32(transfuser):
     module.log = lambda *arguments, **options: None  # type: ignore[method-assign]
     their_optimizer = module.configure_optimizers()
     step = WholeStep(
-        _outcome(plain), _outcome(plain), plain.get_optimizers(), list(plain.parameters()),
+        _outcome(plain),
+        _outcome(plain),
+        plain.get_optimizers(),
+        list(plain.parameters()),
         graph=False,
-    )  # fmt: skip
+    )
     for number in range(2):
         batch = batch_of(number)
         their_optimizer.zero_grad()

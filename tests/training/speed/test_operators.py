@@ -31,10 +31,14 @@ def test_resizing_has_the_values_and_gradients_of_torch(shape, arguments, align_
 @pytest.mark.parametrize(
     ("shape", "size"),
     [
-        ((64, 256), (8, 32)), ((8, 32), (8, 32)), ((64, 64), 1), ((7, 5), (3, 2)),
-        ((5, 6), (7, 9)), ((9, 4), (None, 2)),
+        ((64, 256), (8, 32)),
+        ((8, 32), (8, 32)),
+        ((64, 64), 1),
+        ((7, 5), (3, 2)),
+        ((5, 6), (7, 9)),
+        ((9, 4), (None, 2)),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_pooling_has_the_values_and_gradients_of_torch(shape, size, layout):
     _compare(nn.AdaptiveAvgPool2d(size), shape, layout)

@@ -27,8 +27,11 @@ logger = logging.getLogger("convoy")
 
 # Callbacks with one of these want to act inside a step, which is one piece when it is a graph.
 INSIDE_A_STEP = (
-    "on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad",
-)  # fmt: skip
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_before_zero_grad",
+)
 
 
 class Acceleration(pl.Callback):
