@@ -123,7 +123,8 @@ def test_a_dry_run_is_a_text_that_sbatch_accepts(testbed, submit):
     )
     done = submit(*arguments)
     assert done.code == 0, done.out
-    assert "sbatch --nodes=3 --partition=h200 " in done.out and "sha256:" in done.out
+    assert "sbatch --nodes=3 --partition=h200 " in done.out
+    assert f"image {testbed.image}\n" in done.out
     assert "#SBATCH --nodes=3\n" in done.out and "#SBATCH --partition=h200\n" in done.out
     piped = (
         'PYTHONPATH=src python3 -m convoy.commands submit "$@" 2> /dev/null | sbatch --test-only'

@@ -77,7 +77,7 @@ def test_the_same_losses_step_by_step_as_from_the_gzip_cache(
         assert done.returncode == 0, done.stdout
         return tmp_path / name
 
-    reference = run("cache", f"cache_path={ego_cache}", processes=2)
+    reference = run("gzip", f"cache_path={ego_cache}", processes=2)
     ours = run("packed", f"cache_path={shards}", "dataloader.params.num_workers=2", processes=2)
     require_same(ours, reference)
     staged = run("staged", f"cache_path={shards}", f"data.stage={tmp_path / 'node'}", processes=2)

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from convoy.errors import ConvoyError
-from convoy.topology import Agreement, Launch, agreed_launch
+from convoy.topology import Agreement, Launch, agreed_launch, is_first_task
 
 DESCRIPTION = """\
 Train with a rank per GPU of this node: alone, as this node's part of an srun step, or as one of
@@ -29,13 +29,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from convoy.launch.node import train_on_node
 
+    try:
+        launch, run_dir = _part(args)
+    except ConvoyError as error:  # every task of a step finds the same: one of them says so
+        if is_first_task(os.environ):
+            raise
+        return error.exit_code
+    return train_on_node(launch, args.overrides, run_dir)
+
+
+def _part(args: argparse.Namespace) -> tuple[Launch, Path | None]:
+    """This node's part, and the run directory where a job's first node has chosen it."""
     if args.agreement is not None:
         agreement = Agreement.from_text(args.agreement)
-        launch = agreed_launch(os.environ, agreement)
-        return train_on_node(launch, args.overrides, Path(agreement.run_dir))
+        return agreed_launch(os.environ, agreement), Path(agreement.run_dir)
     by_hand = (args.nodes, args.node_rank, args.rendezvous, args.start)
     if by_hand == (None,) * 4:
-        return train_on_node(Launch.from_environment(os.environ), args.overrides)
+        return Launch.from_environment(os.environ), None
     if None in by_hand:
         raise ConvoyError(
             "Several nodes by hand take all of --nodes, --node-rank, --rendezvous and --start, the "
@@ -46,4 +56,4 @@ def run(args: argparse.Namespace) -> int:
             f"--node-rank={args.node_rank} must be from 0 to {args.nodes - 1} (--nodes), and "
             f"--rendezvous={args.rendezvous} must be HOST:PORT."
         )
-    return train_on_node(Launch.by_hand(os.environ, *by_hand[:2], *by_hand[2:]), args.overrides)
+    return Launch.by_hand(os.environ, *by_hand), None

@@ -34,12 +34,11 @@ def train_on_node(launch: Launch, overrides: Sequence[str], agreed: Path | None 
         run = RunDirectory(agreed or check(overrides, launch))
         if agreed is None and launch.is_host:
             begin(run, launch, overrides)
-        address = _choose_address(launch)
-    except ConvoyError:
+    except ConvoyError:  # every node finds the same: one of them says so
         if is_first_task(os.environ):
             raise
         return ExitCode.FAILED
-    return _run_ranks(run, launch, address, overrides)
+    return _run_ranks(run, launch, _choose_address(launch), overrides)
 
 
 def _run_ranks(run: RunDirectory, launch: Launch, address: str, overrides: Sequence[str]) -> int:
