@@ -5,6 +5,7 @@ not check them when it loads, `verify` does. torch.distributed.checkpoint, whose
 copy here, writes a directory of shards that no agent's `initialize` can read.
 """
 
+import copy
 import hashlib
 import logging
 import os
@@ -228,6 +229,14 @@ class CheckpointWriter(CheckpointIO):
         begun = time.monotonic()
         self._jobs.join()
         done, self._done = self._done, None
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
+            self._thread.start()
+        self._jobs.put(_Job(self.copy_to_host(checkpoint), Path(path), begun, done))
+        self.held_seconds += time.monotonic() - begun
+
+    def copy_to_host(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """A copy that no later step changes. The next call writes over its tensors."""
         if self._stager is None:
             cuda = torch.cuda.is_available()
             options = StagingOptions(
@@ -237,11 +246,11 @@ class CheckpointWriter(CheckpointIO):
                 use_non_blocking_copy=cuda,
             )
             self._stager = DefaultStager(options)
-            self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
-            self._thread.start()
-        staged = self._stager.stage(checkpoint)
-        self._jobs.put(_Job(staged, Path(path), begun, done))  # type: ignore[arg-type]
-        self.held_seconds += time.monotonic() - begun
+        tensors = {id(tensor): tensor for _, tensor in _tensors(checkpoint)}
+        # The stager of torch 2.11 fails on a class among the values, so it gets the tensors alone.
+        staged = self._stager.stage({str(key): tensor for key, tensor in tensors.items()})
+        assert isinstance(staged, dict)
+        return copy.deepcopy(checkpoint, memo={key: staged[str(key)] for key in tensors})
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
