@@ -56,6 +56,11 @@ COMMANDS = (
         "what slurm/launch.sh asks on the first node of a job",
     ),
     ("verdict", "convoy.commands.verdict", "how a start of a run ended, and what follows"),
+    (
+        "unpacked",
+        "convoy.commands.unpacked",
+        "what slurm/unpack.sh asks: where on a node's disk the image belongs",
+    ),
     ("ask-to-stop", "convoy.commands.ask_to_stop", "what slurm/launch.sh says at a signal"),
 )
 

@@ -24,10 +24,12 @@ SILENCED = ("agent.server.api", "multiprocessing.api")
 
 @dataclass(frozen=True)
 class Failed:
-    """A start that failed, with the records of its ranks, the cause first."""
+    """A start that failed, with the records of its ranks, the cause first. Not `recorded`: the run
+    directory had no room for one."""
 
     failures: tuple[verdict.Failure, ...]
     run: RunDirectory
+    recorded: bool = True
 
     @property
     def exit_code(self) -> int:
@@ -76,7 +78,8 @@ def run_torchrun(
         now = read_memory()
         starved = now if (now.kills or 0) > (memory.kills or 0) else None
         died = [
-            verdict.died(rank, host, end.exitcode, starved.described if starved else None)
+            verdict.left_to_torchrun(end.error_file_data.get("message"))
+            or verdict.died(rank, host, end.exitcode, starved.described if starved else None)
             for rank, end in error.failures.items()
             if end.exitcode != RESUMABLE
         ]
@@ -89,10 +92,14 @@ def run_torchrun(
             ) from error
     except SignalException as stopped:
         raise SystemExit(RESUMABLE) from stopped
+    recorded = True
     for failure in died:
-        with contextlib.suppress(OSError):  # a full disk may be what it failed of
+        try:
             verdict.write(run, launch.start, failure)
-    return Failed(tuple(verdict.read(run, launch.start) or died), run)
+        except OSError:  # a full disk may be what it failed of
+            recorded = False
+    failures = verdict.read(run, launch.start) if recorded else died
+    return Failed(tuple(failures or died), run, recorded)
 
 
 @contextlib.contextmanager

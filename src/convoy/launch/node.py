@@ -62,8 +62,8 @@ def _run_ranks(run: RunDirectory, launch: Launch, address: str, overrides: Seque
         with vitals.sampled(run.node_vitals(launch.host)), looked_for(asked):
             failed = run_torchrun(arguments, launch, run, told)
         code = ExitCode.FINISHED if failed is None else failed.exit_code
-        # A job's batch script reports for all nodes at its end.
-        if failed is not None and launch.kind != "job":
+        # A job's batch script reports for all nodes at its end, from their records.
+        if failed is not None and (launch.kind != "job" or not failed.recorded):
             print(failed.report(), file=sys.stderr, flush=True)
     except SystemExit as stopped:
         code = int(stopped.code or 0)

@@ -106,8 +106,10 @@ def _record(
     failure = verdict.Failure(
         topology.rank, topology.host, time.time(), exit_code, message, fixable
     )
-    with contextlib.suppress(OSError):  # a full disk may be what it failed of
+    try:
         verdict.write(run, topology.start, failure)
+    except OSError:  # a full disk may be what it failed of
+        verdict.leave_to_torchrun(failure)
 
 
 if __name__ == "__main__":
