@@ -12,7 +12,7 @@ from pathlib import Path
 
 from convoy.errors import ConvoyError, ExitCode
 from convoy.health.memory import read_memory
-from convoy.launch import verdict
+from convoy.launch import error_file, verdict
 from convoy.launch.signals import passed_on
 from convoy.run.layout import RunDirectory
 from convoy.topology import Launch
@@ -78,7 +78,7 @@ def run_torchrun(
         now = read_memory()
         starved = now if (now.kills or 0) > (memory.kills or 0) else None
         died = [
-            verdict.left_to_torchrun(end.error_file_data.get("message"))
+            error_file.find(end.error_file_data.get("message"))
             or verdict.died(rank, host, end.exitcode, starved.described if starved else None)
             for rank, end in error.failures.items()
             if end.exitcode != RESUMABLE

@@ -13,7 +13,7 @@ from typing import TextIO
 
 from convoy import config
 from convoy.errors import ConvoyError, ExitCode
-from convoy.launch import verdict
+from convoy.launch import error_file, verdict
 from convoy.navsim import tree
 from convoy.run.layout import RunDirectory
 from convoy.run.stop_request import StopRequest, follow_parent
@@ -109,7 +109,7 @@ def _record(
     try:
         verdict.write(run, topology.start, failure)
     except OSError:  # a full disk may be what it failed of
-        verdict.leave_to_torchrun(failure)
+        error_file.leave(failure)
 
 
 if __name__ == "__main__":

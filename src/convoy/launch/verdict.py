@@ -7,7 +7,6 @@ import re
 import signal
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from convoy.run.atomic import write_text
 from convoy.run.layout import RunDirectory
@@ -43,23 +42,6 @@ def write(run: RunDirectory, start: str, failure: Failure) -> None:
     path = run.failure(start, failure.rank)
     if not path.exists():
         write_text(path, json.dumps(asdict(failure)) + "\n", durable=False)
-
-
-def leave_to_torchrun(failure: Failure) -> None:
-    """Leave the record where torchrun's agent looks, on the node's own disk: there may be room."""
-    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
-    with contextlib.suppress(OSError):
-        get_error_handler().record_exception(RuntimeError(json.dumps(asdict(failure))))
-
-
-def left_to_torchrun(message: Any) -> Failure | None:
-    """What `leave_to_torchrun` left; `message` is that of torchrun's error file."""
-    text = message.get("message", "") if isinstance(message, dict) else message
-    try:
-        return Failure(**json.loads(text.partition(": ")[2]))
-    except (AttributeError, ValueError, TypeError):
-        return None
 
 
 def read(run: RunDirectory, start: str) -> list[Failure]:
