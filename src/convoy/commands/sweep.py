@@ -136,9 +136,11 @@ def _as_json(row: Standing) -> dict[str, Any]:
 
 
 def _picture(path: Path, whole: Sweep, name: str, rows: Sequence[Standing]) -> str:
+    keys = list(dict.fromkeys(key for row in rows for key in row.point.values))
+    labels = dict(zip(keys, _short(keys), strict=True))
     drawn = [
         sweep_picture.Row(
-            row.point.name,
+            ", ".join(f"{labels[key]}={value}" for key, value in row.point.values.items()),
             row.figures.get(name),
             row.run.metrics.get(f"val/{name}", ()),
             row.gpu_hours,
