@@ -174,7 +174,7 @@ def test_stop_asks_for_a_checkpoint_and_forbids_the_requeue(preempted_run, progr
     assert stop_request.read(RunDirectory(preempted_run), "now", since=0) == signal.SIGUSR1
     assert (tmp_path / "calls").read_text().splitlines() == [
         "scontrol update JobId=12 Requeue=0",
-        "scancel --batch --signal=USR1 12",
+        "scancel --ctld --batch --signal=USR1 12",
     ]
     gone = convoy(exp, "stop", "12", path=path)
     assert gone.returncode == 1 and "Job 12 is not in the queue" in gone.stderr

@@ -77,7 +77,9 @@ def test_a_sweep_ends_in_its_table_after_a_restart(testbed, convoy):
         most = max(most, list(left.values()).count("RUNNING"))
         log = testbed.run("bash", "-c", f"cat /scratch/{job}_1.log 2> /dev/null").out
         if not warned and "epoch 1 " in log:
-            assert testbed.run("scancel", "--signal=USR1", "--batch", f"{job}_1").code == 0
+            assert (
+                testbed.run("scancel", "--ctld", "--signal=USR1", "--batch", f"{job}_1").code == 0
+            )
             warned = True
         if left.get(f"{job}_1") == "PENDING BeginTime":
             testbed.run("scontrol", "update", f"JobId={job}_1", "StartTime=now")
