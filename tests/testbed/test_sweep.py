@@ -12,7 +12,7 @@ POINTS = (
     "cache_path=/scratch/cache",
     "data.val_fraction=0.25",
     "seed=0,1",
-    "trainer.params.max_epochs=1,12",
+    "trainer.params.max_epochs=1,30",
     "global_batch=16",
     "dataloader.params.num_workers=0",
     "trainer.params.log_every_n_steps=1",
@@ -90,7 +90,7 @@ def test_a_sweep_ends_in_its_table_after_a_restart(testbed, convoy):
     failed = found.pop("seed=1,trainer.params.max_epochs=1")
     assert failed["state"] == "failed" and "cannot be written" in failed["reason"], failed
     assert {point["state"] for point in found.values()} == {"finished"}, found
-    requeued = found["seed=0,trainer.params.max_epochs=12"]
+    requeued = found["seed=0,trainer.params.max_epochs=30"]
     assert (requeued["job"], requeued["starts"]) == (f"{job}_1", 2)
     log = testbed.read(f"/scratch/{job}_1.log")
     assert "launch: requeueing the job" in log and "going on from" in log
@@ -122,7 +122,7 @@ def test_a_sweep_ends_in_its_table_after_a_restart(testbed, convoy):
 
 def test_tasks_are_stopped_one_by_one_or_all(testbed, convoy):
     endless = [
-        word.replace("max_epochs=1,12", "max_epochs=100000").replace("seed=0,1", "seed=0,1,2,3")
+        word.replace("max_epochs=1,30", "max_epochs=100000").replace("seed=0,1", "seed=0,1,2,3")
         for word in POINTS
     ]
     submitted = convoy("submit", *SUBMIT[1:], "--", *endless)
