@@ -34,7 +34,8 @@ def test_the_other_tasks_of_a_step_leave_the_message_to_the_first(settings, alon
 def test_without_a_run_dir_the_start_names_it(settings, alone, monkeypatch, tmp_path):
     monkeypatch.setenv("NAVSIM_EXP_ROOT", str(tmp_path))
     unnamed = [word for word in settings if not word.startswith("run_dir=")]
-    assert node.check(unnamed, alone) == tmp_path / "train" / alone.start
+    run_dir, _ = node.check(unnamed, alone)
+    assert run_dir == tmp_path / "train" / alone.start
 
 
 def test_the_beginning_of_a_start_is_recorded_and_forgets_failures_of_its_name(

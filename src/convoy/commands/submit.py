@@ -15,6 +15,12 @@ from convoy.host.submission import Submission, check
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=int, default=1, help="nodes (default: %(default)s)")
+    parser.add_argument(
+        "--min-nodes",
+        type=int,
+        metavar="N",
+        help="continue on as few nodes when others are lost, instead of requeueing",
+    )
     for name, summary in (
         ("partition", "partition"),
         ("account", "account that is charged"),
@@ -63,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
         answers = _ask(words, site.path_of(root, os.environ))
         settings = site.Site(root, {**settings.environment, **answers})
     options = {"nodes": str(args.nodes)} | settings.sbatch_options | given
+    if args.min_nodes is not None:
+        options = job_file.elastic(options, args.nodes, args.min_nodes)
     submission = Submission(settings, args.nodes, options, args.overrides)
     check(submission, args.estimate)
     if args.dry_run:
