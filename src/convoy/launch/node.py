@@ -12,7 +12,7 @@ from pathlib import Path
 from convoy import config
 from convoy.errors import ConvoyError, ExitCode
 from convoy.launch import network, vitals
-from convoy.launch.agent import run_torchrun
+from convoy.launch.agent import load_torchrun, run_torchrun
 from convoy.launch.interface import choose_interface
 from convoy.launch.peers import LostNode, Peers, in_touch, is_failure
 from convoy.launch.preflight import preflight
@@ -45,6 +45,7 @@ def train_on_node(launch: Launch, overrides: Sequence[str], agreed: Agreement | 
     address = _choose_address(launch)
     if agreed is None:
         return _run_ranks(run, launch, address, overrides)
+    load_torchrun()
     with in_touch(launch.hosts, launch.host, network.host_and_port(agreed.peers)) as peers:
         return _run_ranks(run, launch, address, overrides, Path(agreed.data), peers)
 

@@ -23,7 +23,7 @@ from convoy.errors import ConvoyError, ExitCode
 
 BEAT = 1.0  # seconds between signs of life
 SILENCE = 8.0  # without one for so long, a node is gone
-ARRIVAL = 60.0  # seconds in which all nodes have to come: containers start at different speeds
+ARRIVAL = 300.0  # seconds in which all nodes have to come: containers start at different speeds
 _SEND = 5.0  # seconds until a line that nobody takes is given up
 
 
