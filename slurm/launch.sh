@@ -7,6 +7,10 @@ root=${CONVOY_ROOT:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
 . "$root/slurm/site.sh"
 # shellcheck source=slurm/verdict.sh
 . "$root/slurm/verdict.sh"
+if [[ ${1:-} == --sweep=* ]]; then  # a task of a job array: its point's overrides, one on a line
+    mapfile -t point < "${1#--sweep=}/points/$SLURM_ARRAY_TASK_ID"
+    set -- "${point[@]}"
+fi
 read -ra defaults <<< "${CONVOY_OVERRIDES:-}"
 overrides=("${defaults[@]}" "$@")
 
