@@ -109,6 +109,10 @@ class RunDirectory:
     def node(self, start: str, host: str) -> Path:
         return self.nodes(start) / f"{host}.json"
 
+    def lost_nodes(self, start: str) -> Path:
+        """Hosts that went away while the start ran, one a line, as the others saw it."""
+        return self.nodes(start) / "lost"
+
     @property
     def metrics(self) -> Path:
         """CSV files of metrics, one `version_<n>` per start."""

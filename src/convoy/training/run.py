@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from convoy.run.progress import ProgressFile
 from convoy.run.stop_request import StopRequest
 from convoy.topology import Topology
 from convoy.training import logs
+from convoy.training.all_reduce import check_all_reduce
 from convoy.training.checkpoint import CheckpointFolder, CheckpointWriter
 from convoy.training.manifest import complete_manifest, write_manifest
 from convoy.training.memory import MemoryForecast, explain
@@ -81,6 +82,7 @@ def train(
         _require_one_configuration(config, topology, host_group)
         with started(config, topology, host_group) as start:
             _log_start(start.run, settings, topology)
+            _check_all_reduce(start, host_group, config, failed)
             watchdog = Watchdog(
                 start.run, topology, request, config.watchdog_minutes, start.record_any, failed
             )
@@ -186,6 +188,20 @@ def _train(
 def _record_speed(recipe: Recipe, run: RunDirectory, topology: Topology) -> None:
     if topology.is_rank_zero:
         write_text(run.speed, json.dumps(recipe.record(), indent=1) + "\n")
+
+
+def _check_all_reduce(
+    start: Start, host_group: HostGroup, config: DictConfig, failed: Callable[[str], None]
+) -> None:
+    measured = check_all_reduce(start.topology, host_group, device(config, start.topology), failed)
+    if measured is not None:
+        logger.info(
+            "all-reduce over %d ranks (%s): %.3g GB/s",
+            measured.ranks,
+            measured.backend,
+            measured.gb_per_s,
+        )
+        start.record("all_reduce", **asdict(measured))
 
 
 def _require_one_configuration(
