@@ -47,6 +47,7 @@ from convoy.training.speed.acceleration import Acceleration
 from convoy.training.speed.recipe import Recipe
 from convoy.training.speed.recipe import choose as choose_recipe
 from convoy.training.start import Start, started
+from convoy.training.timers import StepTimers
 from convoy.training.trainer import build_trainer, device, require_accelerator
 from convoy.training.watchdog import Watchdog
 from convoy.training.weights import load_weights
@@ -135,12 +136,14 @@ def _train(
     agents_own = agent.get_training_callbacks()
     # Convoy's own callbacks know that a step may be one piece.
     speed.look_at(agents_own)
+    on_gpu = device(config, topology).type == "cuda"
+    timers = StepTimers(speed.steps_itself, on_gpu)
     callbacks = [
         Randomness(config.seed, settings.batches, topology),
         NavsimMetricNames(),
         *agents_own,
         progress,
-        Pace(run, topology),
+        Pace(run, topology, timers),
         watchdog,
         MemoryForecast(topology, start.record_any),
         SafePoints(
@@ -155,7 +158,7 @@ def _train(
         ),
     ]
     callbacks.append(speed)
-    trainer = build_trainer(settings, topology, run, callbacks, writer, recipe)
+    trainer = build_trainer(settings, topology, run, callbacks, writer, recipe, timers)
     results: dict[str, Any] = {"run_dir": str(run.root), "world_size": topology.world_size}
     resume = choose_checkpoint(folder, host_group)
     if config.validate_first and resume is None:
