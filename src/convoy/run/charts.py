@@ -217,7 +217,7 @@ def _parts_chart(run: Story, slug: str, suffix: str) -> dict[str, Any]:
         took, hidden = run.communication
         shown["all-reduce that backward hides"] = hidden
         shown["all-reduce that it does not hide"] = took - hidden
-    bars = [
+    bars: list[dict[str, Any]] = [
         {"name": name, "value": round(seconds * 1000, 2), "slow": False}
         for name, seconds in shown.items()
     ]

@@ -36,6 +36,7 @@ from convoy.training.metrics import TrajectoryKeys
 from convoy.training.module import AgentModule, NavsimMetricNames
 from convoy.training.pace import Pace
 from convoy.training.process_group import HostGroup, process_group
+from convoy.training.profiling import StepTrace
 from convoy.training.progress import ProgressReport
 from convoy.training.randomness import Randomness
 from convoy.training.refusals import explained
@@ -108,7 +109,7 @@ def _train(
     pl.seed_everything(config.seed, workers=True, verbose=False)
     agent = build_agent(config.agent)
     load_weights(agent, config.agent)
-    builders = _builders(agent)
+    builders = trained_builders(agent)
     calls = AgentCalls(agent)
     data = host_group.on_rank_zero(lambda: _find_data(settings, builders))
     _require_known_tokens(calls, config, data)
@@ -158,6 +159,8 @@ def _train(
         ),
     ]
     callbacks.append(speed)
+    if config.profile.steps:
+        callbacks.append(StepTrace(run, timers, config.profile.warm, config.profile.steps))
     trainer = build_trainer(settings, topology, run, callbacks, writer, recipe, timers)
     results: dict[str, Any] = {"run_dir": str(run.root), "world_size": topology.world_size}
     resume = choose_checkpoint(folder, host_group)
@@ -222,7 +225,8 @@ def _log_start(run: RunDirectory, settings: Settings, topology: Topology) -> Non
     )
 
 
-def _builders(agent: object) -> Builders:
+def trained_builders(agent: object) -> Builders:
+    """Those of an agent that can be trained; raises ConvoyError for another."""
     if not isinstance(agent, TrainableAgent):
         lacking = [
             name
