@@ -5,6 +5,10 @@ set -euo pipefail
 root=${CONVOY_ROOT:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
 # shellcheck source=slurm/site.sh
 . "$root/slurm/site.sh"
+if [[ ${1:-} == --sweep=* ]]; then  # a task of a job array: its point's overrides, one on a line
+    mapfile -t point < "${1#--sweep=}/points/$SLURM_ARRAY_TASK_ID"
+    set -- "${point[@]}"
+fi
 read -ra defaults <<< "${CONVOY_OVERRIDES:-}"
 overrides=("${defaults[@]}" "$@")
 container=$root/slurm/container.sh

@@ -47,6 +47,12 @@ COMMANDS = (
         "convoy.commands.plan",
         "what would finish when: partitions x nodes, and the best row",
     ),
+    ("sweep", "convoy.commands.sweep", "the points of a sweep in one table and one picture"),
+    (
+        "score",
+        "convoy.commands.score",
+        "NAVSIM's PDM score of a checkpoint, on all cores of one machine or many nodes",
+    ),
     ("watch", "convoy.commands.watch", "one job, live: why it waits, where it is, what to change"),
     ("list", "convoy.commands.list", "runs and jobs in one table"),
     ("logs", "convoy.commands.logs", "what a job or one of its ranks says"),

@@ -5,7 +5,7 @@ Imports no torch, but for --fit.
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +14,8 @@ from rich.table import Table
 
 from convoy import config
 from convoy.commands.console import console
-from convoy.config import Settings
-from convoy.errors import ExitCode
+from convoy.config import Settings, multirun
+from convoy.errors import ConvoyError, ExitCode
 from convoy.navsim import tree
 from convoy.run.ownership import require_same_configuration
 from convoy.topology import Topology
@@ -42,6 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="with --fit: print it as JSON")
     parser.add_argument("--quiet", action="store_true", help="print errors only")
     parser.add_argument(
+        "--multirun",
+        "-m",
+        action="store_true",
+        help="the arguments are those of a sweep: check each point and print them as JSON",
+    )
+    parser.add_argument("--sweep", type=Path, help="the sweep's folder, with its runs so far")
+    parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="the training's own arguments"
     )
 
@@ -49,6 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print what the launch would be, or raise ConvoyError."""
     topology = Topology.planned(args.nodes, args.processes_per_node)
+    if args.multirun:
+        points = multirun.points(args.overrides)
+        _check_points(points, args.overrides, topology, args.sweep)
+        print(json.dumps([{"name": point.name, "chosen": point.chosen} for point in points]))
+        return ExitCode.FINISHED
     settings = config.load(args.overrides, topology, tree.config_directory())
     if settings.config.run_dir:
         require_same_configuration(Path(settings.config.run_dir), settings.config)
@@ -120,3 +132,29 @@ def _advice(found: "Fit", margin: float, now: int) -> Iterator[str]:
             "changes the training unless global_batch is set: it is then how many samples a rank "
             "holds at once, and fewer batches are accumulated."
         )
+
+
+def _check_points(
+    points: Sequence[multirun.Point], words: Sequence[str], topology: Topology, sweep: Path | None
+) -> None:
+    """Raise ConvoyError with a sentence for each bad point, or one where all have the same
+    fault."""
+    groups = tree.config_directory()
+    wrong: dict[str, list[str]] = {}
+    for point in points:
+        try:
+            settings = config.load(point.words(words), topology, groups)
+            if sweep is not None:
+                require_same_configuration(sweep / point.name, settings.config)
+        except ConvoyError as error:
+            wrong.setdefault(str(error), []).append(point.name)
+    if wrong:
+        raise ConvoyError("\n".join(_sentences(wrong, len(points))))
+
+
+def _sentences(wrong: dict[str, list[str]], points: int) -> Iterator[str]:
+    for message, names in wrong.items():
+        if len(names) == points:
+            yield message
+        else:
+            yield from (f"{name}: {message}" for name in names)

@@ -181,3 +181,28 @@ class RunDirectory:
     def trajectories(self) -> Path:
         """A picture of predicted trajectories of held-out samples."""
         return self.root / "trajectories.png"
+
+
+@dataclass(frozen=True)
+class SweepDirectory:
+    """Paths of one sweep; the run of each of its points is a folder below `root`."""
+
+    root: Path
+
+    @property
+    def definition(self) -> Path:
+        """What was asked for and which points came of it, as JSON. See `convoy.host.sweep`."""
+        return self.root / "sweep.json"
+
+    def arguments(self, point: int) -> Path:
+        """The point's overrides, one on a line: slurm/launch.sh reads them."""
+        return self.root / "points" / str(point)
+
+    @property
+    def submissions(self) -> Path:
+        """One line of JSON per job array."""
+        return self.root / "submissions.jsonl"
+
+    @property
+    def picture(self) -> Path:
+        return self.root / "sweep.png"
