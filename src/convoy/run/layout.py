@@ -164,6 +164,16 @@ class RunDirectory:
         return self.paces / f"rank-{rank:03d}.json"
 
     @property
+    def trace(self) -> Path:
+        """Some steps of rank 0 in Chrome's format, of `convoy profile`."""
+        return self.root / "profile" / "trace.json.gz"
+
+    @property
+    def profile(self) -> Path:
+        """What the trace shows, on one page; beside it a picture and the figures as JSON."""
+        return self.root / "profile" / "profile.html"
+
+    @property
     def report(self) -> Path:
         return self.root / "report.html"
 
