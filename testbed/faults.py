@@ -86,11 +86,11 @@ def _preempt(training: Training, chance: random.Random) -> None:
 
 def _container(training: Training, host: str) -> None:
     container = training.testbed.container(host)
-    before = len(training.steps())
+    before = training.starts
     subprocess.run(["docker", "kill", container], check=True, capture_output=True)
     # Switched on again once the job has moved on, or has ended its start.
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and len(training.steps()) == before:
+    while time.monotonic() < deadline and training.starts == before:
         if not training.testbed.state(training.job).startswith("RUNNING"):
             break
         time.sleep(1)

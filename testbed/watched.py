@@ -162,8 +162,14 @@ class Training:
     @property
     def hosts(self) -> list[str]:
         """The nodes of the newest start."""
-        lines = self.testbed.run("cat", f"{self.run_dir}/launches.jsonl").splitlines()
-        return list(json.loads(lines[-1])["nodes"])
+        return list(json.loads(self._launches()[-1])["nodes"])
+
+    @property
+    def starts(self) -> int:
+        return len(self._launches())
+
+    def _launches(self) -> list[str]:
+        return self.testbed.run("cat", f"{self.run_dir}/launches.jsonl").splitlines()
 
     def wait_for_step(self, step: int) -> None:
         self.wait(
