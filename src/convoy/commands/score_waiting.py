@@ -54,4 +54,4 @@ def run(args: argparse.Namespace) -> int:
 def _parsed(words: tuple[str, ...]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="convoy score")
     score_command.add_arguments(parser)
-    return parser.parse_args([*words, "--no-baselines"])
+    return parser.parse_intermixed_args([*words, "--no-baselines"])

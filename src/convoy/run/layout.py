@@ -65,7 +65,7 @@ class RunDirectory:
     @property
     def score_history(self) -> Path:
         """One line of JSON per checkpoint that was scored beside the training."""
-        return self.root / "scores" / "history.jsonl"
+        return self.scores / "history.jsonl"
 
     def owner(self, number: int) -> Path:
         """Who writes to the run: the highest number does. See `convoy.run.lock`."""

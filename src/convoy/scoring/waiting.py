@@ -38,7 +38,7 @@ def waiting(run: RunDirectory) -> list[Waiting]:
     found = []
     for path in run.all_waiting_for_score():
         step = int(path.stem.rpartition("-")[2])
-        out = scoring_of_run(run.root, split, run.step_checkpoint(step).stem).root
+        out = scoring_of_run(run, split, run.step_checkpoint(step).stem).root
         words = (str(run.root), f"--checkpoint={path}", f"--split={split}", f"--out={out}")
         found.append(Waiting(path, step, (*words, *arguments)))
     return found
