@@ -17,6 +17,12 @@ from convoy.host.sweep_state import Standing, standings
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=int, help="nodes (default: 1)")
+    parser.add_argument(
+        "--min-nodes",
+        type=int,
+        metavar="N",
+        help="continue on as few nodes when others are lost, instead of requeueing",
+    )
     for name, summary in (
         ("partition", "partition"),
         ("account", "account that is charged"),
@@ -83,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
         answers = _ask(words, site.path_of(root, os.environ))
         settings = site.Site(root, {**settings.environment, **answers})
     options = {"nodes": str(nodes)} | settings.sbatch_options | given
+    if args.min_nodes is not None:
+        options = job_file.elastic(options, nodes, args.min_nodes)
     submission = Submission(settings, nodes, options, args.overrides)
     if args.multirun:
         return _submit_sweep(args, submission, given)

@@ -67,6 +67,8 @@ SETTINGS: dict[str, Kind] = {
     "score.every_epochs": whole(1) | NULL,
     "score.split": TEXT,
     "score.arguments": TEXTS,
+    "profile.steps": whole(0),
+    "profile.warm": whole(1),
     "speed": one_of(*SPEED_LEVELS),
     **{f"speed_switches.{name}": SWITCH | NULL for name in SPEED_SWITCHES},
     "compile_cache": TEXT | NULL,

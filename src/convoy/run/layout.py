@@ -128,6 +128,10 @@ class RunDirectory:
     def node(self, start: str, host: str) -> Path:
         return self.nodes(start) / f"{host}.json"
 
+    def lost_nodes(self, start: str) -> Path:
+        """Hosts that went away while the start ran, one a line, as the others saw it."""
+        return self.nodes(start) / "lost"
+
     @property
     def metrics(self) -> Path:
         """CSV files of metrics, one `version_<n>` per start."""
@@ -177,6 +181,16 @@ class RunDirectory:
 
     def rank_pace(self, rank: int) -> Path:
         return self.paces / f"rank-{rank:03d}.json"
+
+    @property
+    def trace(self) -> Path:
+        """Some steps of rank 0 in Chrome's format, of `convoy profile`."""
+        return self.root / "profile" / "trace.json.gz"
+
+    @property
+    def profile(self) -> Path:
+        """What the trace shows, on one page; beside it a picture and the figures as JSON."""
+        return self.root / "profile" / "profile.html"
 
     @property
     def report(self) -> Path:

@@ -41,6 +41,7 @@ MAY_CHANGE = (
     "speed",
     "compile_cache",
     "tracker",
+    "profile.",
 )
 
 
