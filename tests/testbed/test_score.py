@@ -40,7 +40,7 @@ IN_IMAGE = ("apptainer", "exec", "--bind=/scratch")
 
 @pytest.fixture(scope="module")
 def raw(testbed):
-    """Synthetic raw data on the cluster's shared file system, and checkpoints in /scratch/scores."""
+    """Synthetic raw data on the cluster's shared file system, and checkpoints beside it."""
     arguments = ["--samples", str(SCENES), "--logs", str(LOGS), "--cameras", "front"]
     synth = ["synth", "--raw", "/scratch/raw-scores", *arguments]
     made = testbed.run(

@@ -1,5 +1,6 @@
 """One unit in one process: trajectories where they are missing, then NAVSIM's metrics."""
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -56,7 +57,9 @@ class Done:
 
 
 def start_worker() -> None:
-    """Called first in each worker process."""
+    """Called first in each worker process. It has no GPU: NAVSIM's agents would load their weights
+    there, once a process."""
+    os.environ.update(CUDA_VISIBLE_DEVICES="")
     make_importable()
     one_thread()
 
