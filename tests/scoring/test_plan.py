@@ -32,9 +32,9 @@ def test_tasks_get_equal_shares_of_all_scenes(tasks):
 
 def test_a_log_is_cut_into_nearly_equal_units():
     units = _parts("log", [str(n) for n in range(2 * SCENES_PER_UNIT + 1)])
-    assert [unit.weight for unit in units] == [21, 22, 22]
+    assert [unit.weight for unit in units] == [11, 11, 11]
     assert [unit.name for unit in units] == sorted({unit.name for unit in units})
-    assert [token for unit in units for token in unit.tokens] == [str(n) for n in range(65)]
+    assert [token for unit in units for token in unit.tokens] == [str(n) for n in range(33)]
     assert _parts("log", []) == []
 
 
