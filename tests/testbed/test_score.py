@@ -35,12 +35,12 @@ TRANSFUSER = (
     "agent=transfuser_agent",
     f"+agent.config.image_architecture='local-dir:{EXP}/backbone'",
 )
-IN_IMAGE = ("apptainer", "exec", "--bind=/scratch")
+IN_IMAGE = ("apptainer", "run", "--bind=/scratch")
 
 
 @pytest.fixture(scope="module")
 def raw(testbed):
-    """Synthetic raw data on the cluster's shared file system, and checkpoints in /scratch/scores."""
+    """Synthetic raw data on the cluster's shared file system, and checkpoints beside it."""
     arguments = ["--samples", str(SCENES), "--logs", str(LOGS), "--cameras", "front"]
     synth = ["synth", "--raw", "/scratch/raw-scores", *arguments]
     made = testbed.run(
@@ -81,7 +81,7 @@ def test_two_nodes_score_transfuser_as_navsims_script_does(testbed, raw):
     assert job.code == 0, job.log
     shares = dict(re.findall(r"task (\d) of 2: (\d+) scenes scored", job.log))
     assert shares == {"0": str(SCENES // 2), "1": str(SCENES // 2)}
-    assert re.search(rf"EPDMS .*{SCENES} scenes|{SCENES} scenes", job.log) and "human" in job.log
+    assert "EPDMS" in job.log and "constant velocity" in job.log
     summary = json.loads(testbed.read(f"{EXP}/transfuser_agent/summary.json"))
     assert summary["tokens"] == SCENES and summary["failed"] == []
     # NAVSIM's script, on one node, from the metric cache that the two nodes made.
@@ -143,7 +143,7 @@ def test_a_killed_node_loses_nothing_that_was_finished(testbed, raw):
         assert waited.code == 0, waited.out
         finished = testbed.run("bash", "-c", f"stat -c '%n %y' {out}/rows/*.npz").out
         for node in testbed.nodes[:2]:
-            testbed.run("pkill", "-KILL", "-u", "researcher", "python", host=node, root=True)
+            testbed.run("pkill", "-KILL", "-u", "researcher", "python|convoy", host=node, root=True)
         testbed.run("scontrol", "requeue", job, root=True)
     finally:
         assert testbed.run(*give_back).code == 0

@@ -16,7 +16,7 @@ from convoy.run.layout import RunDirectory
 
 @dataclass(frozen=True)
 class ScoreDirectory:
-    """Paths of one scoring; a unit is a part of a log, at most some dozen scenes."""
+    """Paths of one scoring; a unit is a part of a log, at most sixteen scenes."""
 
     root: Path
 

@@ -17,7 +17,7 @@ from convoy.data.prepare.tasks import TaskBoard
 from convoy.errors import ConvoyError
 from convoy.navsim import tree
 from convoy.navsim.metric_cache import claim_cache, write_metadata
-from convoy.navsim.planner import rule_based
+from convoy.navsim.planner import require_sensors, rule_based
 from convoy.navsim.score_config import folder, maps_root, plain
 from convoy.navsim.score_table import make_table
 from convoy.navsim.split_scenes import SceneSource
@@ -159,6 +159,8 @@ def _begin(
         verify(request.checkpoint)
     request.inference.check()
     loaded = load_agent(agent, request.checkpoint)  # a wrong one is an error before all else
+    if request.inference.shards is None:
+        require_sensors(source.sensors, loaded)
     note = claim_cache(cache, plain(config, "proposal_sampling")["proposal_sampling"])
     of_scenes = _identity(request, source, parts)
     identity = of_scenes | {
