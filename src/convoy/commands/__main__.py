@@ -72,6 +72,11 @@ COMMANDS = (
         "convoy.commands.unpacked",
         "what slurm/unpack.sh asks: where on a node's disk the image belongs",
     ),
+    (
+        "score-waiting",
+        "convoy.commands.score_waiting",
+        "what slurm/score_waiting.sh asks beside a training",
+    ),
     ("ask-to-stop", "convoy.commands.ask_to_stop", "what slurm/launch.sh says at a signal"),
 )
 
