@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from faults import FAULTS, FOLDERS
+from faults import FAULTS, FOLDERS, SLOW
 from watched import CACHE, CLUSTER, FORK, ROOT, STEPS, Failed, Testbed, Training
 
 NAME = "convoy-chaos"
@@ -53,7 +53,9 @@ def suffer(testbed: Testbed, fault: str, expected: str, chance: random.Random) -
     """One training with one fault."""
     step = chance.randint(STEPS // 6, STEPS // 2)
     try:
-        training = Training.submitted(testbed, FOLDERS.get(fault, "/scratch/chaos"))
+        training = Training.submitted(
+            testbed, FOLDERS.get(fault, "/scratch/chaos"), SLOW.get(fault, 0.1)
+        )
         training.wait_for_step(step)
         FAULTS[fault](training, chance)
         training.wait_for_the_end()

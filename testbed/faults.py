@@ -44,13 +44,13 @@ def _two_stops(training: Training, chance: random.Random) -> None:
 
 def _resubmit(training: Training, chance: random.Random) -> None:
     training.testbed.run("scancel", training.job)
-    training.job = training.testbed.submit(training.run_dir)
+    training.job = training.submit_again()
 
 
 def _submit_twice(training: Training, chance: random.Random) -> None:
     """The second one has to be refused, and to leave the first one alone."""
     testbed = training.testbed
-    second = testbed.submit(training.run_dir)
+    second = training.submit_again()
     training.wait(lambda: not testbed.state(second), "the second job did not end")
     said = testbed.run("cat", f"/scratch/chaos-{second}.log")
     if " is in use by " not in said:
@@ -149,4 +149,5 @@ FAULTS: dict[str, Fault] = {
     "node killed": _lose_node,
     "rendezvous node killed": _lose_rendezvous,
 }
+SLOW = {"submitted twice": 0.6}  # seconds of a step: the second one waits half a minute
 FOLDERS = {"disk full": SMALL}  # of the run; the others: /scratch/chaos

@@ -87,13 +87,15 @@ class Testbed:
             raise Failed(f"sbatch said: {given}")
         return given
 
-    def submit(self, run_dir: str, *options: str) -> str:
+    def submit(self, run_dir: str, *options: str, seconds: float = 0.1) -> str:
+        """Submit a training whose steps take at least `seconds`; `options` are sbatch's."""
         return self.sbatch(
             *("--gpus-per-node=1", "--cpus-per-task=8", "--mem=8G"),
             *options,
             "slurm/torchrun_2node.slurm",
             *TRAINING,
             f"agent.record={consumed_in(run_dir)}",
+            f"agent.seconds={seconds}",
             f"run_dir={run_dir}",
             environment={
                 "CONVOY_IMAGE": str(self.image),
@@ -144,11 +146,18 @@ class Training:
     testbed: Testbed
     job: str
     run_dir: str
+    seconds: float = 0.1  # that a step takes at least
 
     @classmethod
-    def submitted(cls, testbed: Testbed, folder: str = "/scratch/chaos") -> Training:
+    def submitted(
+        cls, testbed: Testbed, folder: str = "/scratch/chaos", seconds: float = 0.1
+    ) -> Training:
         run_dir = f"{folder}/{time.time_ns()}"
-        return cls(testbed, testbed.submit(run_dir), run_dir)
+        return cls(testbed, testbed.submit(run_dir, seconds=seconds), run_dir, seconds)
+
+    def submit_again(self) -> str:
+        """The number of another job of the same run."""
+        return self.testbed.submit(self.run_dir, seconds=self.seconds)
 
     @property
     def log(self) -> str:
