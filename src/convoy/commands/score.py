@@ -64,6 +64,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", metavar="W", type=int, help="processes (default: one per available CPU)"
     )
     parser.add_argument(
+        "--shards",
+        metavar="DIR",
+        type=Path,
+        help="take the features of scenes that these packed shards hold from there",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where the agent computes, in batches on a GPU (default: a GPU where there is one)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("32", "bf16"),
+        default="32",
+        help="of the agent in batches (default: %(default)s)",
+    )
+    parser.add_argument(
         "--no-baselines",
         action="store_true",
         help="do not score the human and constant velocity beside it",

@@ -60,6 +60,20 @@ class Planner:
             return self.agent.forward(features)[KEY][0].numpy()
 
 
+def has_own_way(agent: Any) -> bool:
+    """Whether the agent's trajectories come from more than its builders and its forward: from a
+    `compute_trajectory` that is not NAVSIM's."""
+    way = getattr(type(agent), "compute_trajectory", None)
+    if way is None:
+        return False
+    make_importable()
+    from navsim.agents.abstract_agent import AbstractAgent
+
+    return way is not AbstractAgent.compute_trajectory or bool(
+        getattr(agent, "requires_scene", False)
+    )
+
+
 def interval_of(agent: Any) -> float:
     """Seconds between the poses of an agent's trajectory."""
     sampling = getattr(agent, "_trajectory_sampling", None)

@@ -43,6 +43,11 @@ class SceneSource:
                 )
         elif not self.log_names():
             raise ConvoyError(f"navsim_log_path={self.logs} holds no <log>.pkl.")
+        if self.scene_filter.get("max_scenes") and len(self.log_names()) > 1:
+            raise ConvoyError(
+                f"{split} has max_scenes={self.scene_filter['max_scenes']} over several logs, and "
+                "NAVSIM takes whichever it reads first. Name tokens, or one log."
+            )
         if self.two_stage and not (self.synthetic_scenes and self.synthetic_scenes.is_dir()):
             raise ConvoyError(
                 f"synthetic_scenes_path={self.synthetic_scenes} is not a directory on this "

@@ -172,6 +172,11 @@ class RunDirectory:
         return self.root / "report.png"
 
     @property
+    def scores(self) -> Path:
+        """`<split>/<checkpoint>` for each scoring (run/score_layout.py)."""
+        return self.root / "scores"
+
+    @property
     def trajectories(self) -> Path:
         """A picture of predicted trajectories of held-out samples."""
         return self.root / "trajectories.png"

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convoy.run.layout import RunDirectory
+
 
 @dataclass(frozen=True)
 class ScoreDirectory:
@@ -53,9 +55,9 @@ class ScoreDirectory:
         return self.root / "summary.json"
 
 
-def scoring_of_run(run: Path, split: str, checkpoint: str) -> ScoreDirectory:
+def scoring_of_run(run: RunDirectory, split: str, checkpoint: str) -> ScoreDirectory:
     """Where a run keeps the scores of a checkpoint, named by its file's stem (step-000001200)."""
-    return ScoreDirectory(run / "scores" / split / checkpoint)
+    return ScoreDirectory(run.scores / split / checkpoint)
 
 
 def baseline_of(metric_cache: Path, agent: str, identity: Mapping[str, Any]) -> ScoreDirectory:

@@ -50,7 +50,7 @@ class Trajectories:
             path,
             tokens=np.array(self.tokens),
             poses=self.poses,
-            interval=np.float64(self.interval),
+            interval=np.array(self.interval),
             reasons=np.array(self.reasons),
         )
 

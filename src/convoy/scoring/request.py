@@ -12,6 +12,7 @@ from convoy.errors import ConvoyError
 from convoy.navsim.score_config import compose_scoring
 from convoy.run.layout import RunDirectory
 from convoy.run.score_layout import scoring_of_run
+from convoy.scoring.predict import Inference
 from convoy.scoring.run import Request
 
 SUFFIX = ".ckpt"
@@ -28,6 +29,9 @@ class Asked(Protocol):
     workers: int | None
     no_baselines: bool
     retry_failed: bool
+    device: str
+    precision: str
+    shards: Path | None
 
 
 def requests(asked: Asked) -> list[Request]:
@@ -62,6 +66,7 @@ def requests(asked: Asked) -> list[Request]:
             not asked.no_baselines,
             asked.retry_failed,
             asked.workers,
+            Inference(asked.device, asked.precision, asked.shards and asked.shards.absolute()),
         )
         for checkpoint in checkpoints
     ]
@@ -133,7 +138,7 @@ def _out(asked: Asked, run: RunDirectory | None, checkpoint: Path | None) -> Pat
             "Where are the scores to go? There is no run to keep them: --out DIR, on a file "
             "system of all nodes."
         )
-    return scoring_of_run(run.root, asked.split, checkpoint.stem).root
+    return scoring_of_run(run, asked.split, checkpoint.stem).root
 
 
 def _keys(overrides: Sequence[str]) -> set[str]:

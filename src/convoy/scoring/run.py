@@ -1,5 +1,6 @@
 """Scores one task's share of a split; the first task waits for the others and makes the table."""
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from convoy.run.score_layout import ScoreDirectory, baseline_of
 from convoy.scoring.agent import load_agent
 from convoy.scoring.parts import Rows
 from convoy.scoring.plan import Plan, Unit, list_units, open_plan
+from convoy.scoring.predict import Inference, predict
 from convoy.scoring.summary import SCORE, Table, metrics
 from convoy.scoring.work import Done, Entrant, Work, score_unit, start_worker
 from convoy.topology import Task
@@ -32,6 +34,7 @@ from convoy.training.checkpoint import fingerprint, verify
 
 COMMAND = "convoy score"
 BASELINES = ("human_agent", "constant_velocity_agent")
+LISTED = 8  # values of a list that an identity names one by one
 PARTS = ("simulator", "scorer", "traffic_agents_policy")  # of NAVSIM's configuration
 
 
@@ -47,6 +50,7 @@ class Request:
     baselines: bool = True
     retry_failed: bool = False
     workers: int | None = None  # None: one per core that this process may use
+    inference: Inference = Inference()
 
 
 @dataclass(frozen=True)
@@ -78,23 +82,27 @@ class _Scoring:
     plan: Plan
     board: TaskBoard
     progress: Callable[[Progress], None]
+    agent: Any
     baselines: dict[str, ScoreDirectory] = field(default_factory=dict)
+    found_done: int = 0  # scenes that were scored before this start
 
     def missing(self, retry_failed: bool = False) -> list[int]:
-        """Numbers of the units that lack rows of any entrant."""
-        lacking = []
-        for number, unit in enumerate(self.plan.units):
-            paths = [entrant.directory.rows_of(unit.name) for entrant in self.work.entrants]
-            if any(not path.exists() for path in paths) or (
-                retry_failed and any(Rows.read(path).failures for path in paths)
-            ):
-                lacking.append(number)
-        return lacking
+        """Numbers of the units that lack rows of any entrant; with `retry_failed` also of those
+        with a scene that failed."""
+        folders = [entrant.directory for entrant in self.work.entrants]
+        done = [{path.stem for path in each.rows.glob("*.npz")} for each in folders]
+        return [
+            number
+            for number, unit in enumerate(self.plan.units)
+            if any(unit.name not in names for names in done)
+            or (retry_failed and any(Rows.read(f.rows_of(unit.name)).failures for f in folders))
+        ]
 
     def report(self) -> None:
-        left = sum(self.plan.units[number].weight for number in self.missing())
-        failed = sum(sign.failed for sign in self.board.signs())
-        self.progress(Progress(self.plan.tokens - left, self.plan.tokens, failed))
+        signs = self.board.signs()
+        done = self.found_done + sum(sign.done for sign in signs)
+        failed = sum(sign.failed for sign in signs)
+        self.progress(Progress(min(done, self.plan.tokens), self.plan.tokens, failed))
 
 
 def score(
@@ -119,6 +127,10 @@ def score(
         ]
         if request.retry_failed:
             _forget(scoring.work, units)
+        left = sum(scoring.plan.units[number].weight for number in missing)
+        scoring.found_done = scoring.plan.tokens - left
+        if request.inference.batches(scoring.agent):
+            predict(scoring.work, units, request.inference, scoring.agent, request.workers)
         done = _score_units(scoring, units)
         state = "finished"
     finally:
@@ -145,7 +157,8 @@ def _begin(
     maps = maps_root()
     if request.checkpoint is not None:
         verify(request.checkpoint)
-    load_agent(agent, request.checkpoint)  # a wrong one is an error before anything is computed
+    request.inference.check()
+    loaded = load_agent(agent, request.checkpoint)  # a wrong one is an error before all else
     note = claim_cache(cache, plain(config, "proposal_sampling")["proposal_sampling"])
     of_scenes = _identity(request, source, parts)
     identity = of_scenes | {
@@ -172,7 +185,8 @@ def _begin(
         raise
     reactive = source.two_stage or config.traffic_agents == "reactive"
     work = Work(source, parts, reactive, cache, maps, tuple(entrants))
-    return _Scoring(request, task, work, plan, board, progress, baselines), (note,) if note else ()
+    scoring = _Scoring(request, task, work, plan, board, progress, loaded, baselines)
+    return scoring, (note,) if note else ()
 
 
 def scene_source(config: DictConfig) -> SceneSource:
@@ -192,10 +206,18 @@ def _identity(request: Request, source: SceneSource, parts: dict[str, Any]) -> d
     """What the scores of the same trajectories depend on."""
     return {
         "split": request.split,
-        "scene_filter": dict(source.scene_filter),
+        "scene_filter": {key: _short(value) for key, value in source.scene_filter.items()},
         "traffic_agents": request.config.traffic_agents,
         "navsim_commit": tree.commit(),
     } | parts
+
+
+def _short(value: Any) -> Any:
+    """A setting of a scene filter as it is, but of a long list its length and its digest."""
+    if not isinstance(value, list) or len(value) <= LISTED:
+        return value
+    digest = hashlib.sha256(json.dumps(sorted(value)).encode()).hexdigest()[:12]
+    return f"{len(value)} values, {digest}"
 
 
 def _score_units(scoring: _Scoring, units: Sequence[Unit]) -> Done:

@@ -68,6 +68,24 @@ def score_unit(work: Work, unit: Unit) -> Done:
     return _engine(work).score(unit, Done(), started)
 
 
+def unit_features(work: Work, unit: Unit) -> list[dict[str, np.ndarray] | str]:
+    """Features of the unit's scenes for the first entrant, from raw data, or the reasons why some
+    have none."""
+    engine, scenes = _engine(work), _Scenes(work, unit)
+    planner = engine.planner(work.entrants[0])
+    found: list[dict[str, np.ndarray] | str] = []
+    for token in unit.tokens:
+        try:
+            agent_input = scenes.open(planner.sensor_config).agent_input(token)
+            features = planner.features(agent_input)
+            found.append({name: value.numpy() for name, value in features.items()})
+        except ConvoyError:
+            raise
+        except Exception as error:  # whatever a builder or NAVSIM's loader may raise
+            found.append(reason(error))
+    return found
+
+
 class _Engine:
     """What a process builds once for all of its units."""
 
@@ -102,7 +120,7 @@ class _Engine:
         path = entrant.directory.trajectories_of(unit.name)
         if path.exists() or entrant.agent is None:
             return Trajectories.read(path)
-        planner = self._planner(entrant)
+        planner = self.planner(entrant)
         found: list[np.ndarray | str] = []
         interval = 0.0
         for token in unit.tokens:
@@ -138,7 +156,7 @@ class _Engine:
         except Exception as error:  # whatever NAVSIM's simulator or scorer may raise
             return reason(error)
 
-    def _planner(self, entrant: Entrant) -> Planner:
+    def planner(self, entrant: Entrant) -> Planner:
         root = entrant.directory.root
         if root not in self._planners:
             assert entrant.agent is not None
