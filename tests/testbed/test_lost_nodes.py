@@ -134,6 +134,9 @@ def test_the_others_continue_without_a_lost_node(testbed):
         environment=("CONVOY_MIN_NODES=2",),
     )
     run.wait("a checkpoint", lambda: run.events("checkpoint"))
+    (measured,) = run.events("all_reduce")
+    assert (measured["ranks"], measured["nodes"], measured["backend"]) == (3, 3, "gloo")
+    assert measured["gb_per_s"] > 0
     with killed(testbed, "gl006") as when:
         run.wait_for_log("convoy: gl006 went away: SLURM cannot reach it any more.", 60)
         run.wait_for_log("launch: continuing on 2 nodes without gl006", 10)

@@ -98,7 +98,7 @@ def decide(
     if stalled >= STALLED_STARTS:
         reason = (
             f"{stalled} starts in a row ended at step {step}, so another would too. Look at the "
-            "reason above and at the ranks' logs; the same command goes on afterwards"
+            "reason above and at the ranks' logs; the same command continues afterwards"
         )
         return Decision(Action.END, reason, ExitCode.FAILED)
     if len(before) >= MOST_STARTS:
@@ -118,7 +118,7 @@ def decide(
         why = f" ({why})"
     if not job.may_requeue:
         reason = (
-            f"the job may not be requeued (--requeue, and sbatch){why}; the same command goes on"
+            f"the job may not be requeued (--requeue, and sbatch){why}; the same command continues"
         )
         return Decision(Action.END, reason, code)
     without = f", without {', '.join(excluded)}" if excluded else ""
