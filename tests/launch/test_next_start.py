@@ -25,6 +25,9 @@ def test_what_scontrol_says():
     assert Job.from_text(SHOWN.replace("Requeue=1", "Requeue=0")).may_requeue is False
     assert Job.from_text(SHOWN.replace("BatchFlag=1", "BatchFlag=0")).may_requeue is False
     assert Job.from_text("") == Job("UNKNOWN", False)
+    preempted = "   PreemptEligibleTime=2026-11-25T17:26:18 PreemptTime={}\n"
+    assert not Job.from_text(SHOWN + preempted.format("None")).preempted
+    assert Job.from_text(SHOWN + preempted.format("2026-11-25T17:26:18")).preempted
 
 
 @pytest.mark.parametrize(
@@ -45,6 +48,9 @@ def test_what_scontrol_says():
         (STOPPED, Job("CANCELLED", True), True, Action.END, 75, ()),
         (KILLED, Job("COMPLETING", True), False, Action.END, 75, ()),
         (LOST, Job("COMPLETING", True), False, Action.END, 75, ()),
+        # Preempted with a grace time: the ranks would not get far in it.
+        (KILLED, Job("RUNNING", True, preempted=True), False, Action.REQUEUE, 75, ()),
+        (STOPPED, Job("RUNNING", True, preempted=True), False, Action.REQUEUE, 75, ()),
         # salloc, --no-requeue
         (STOPPED, Job("RUNNING", False), True, Action.END, 75, ()),
         (KILLED, Job("RUNNING", False), False, Action.AGAIN, 75, ()),

@@ -32,11 +32,13 @@ class Action(StrEnum):
 
 @dataclass(frozen=True)
 class Job:
-    """What `scontrol show job` says of the job that asks."""
+    """What `scontrol show job` says of the job that asks. `preempted`: SLURM has told its steps to
+    end, and lets it run for the grace time of its partition."""
 
     state: str
     may_requeue: bool
     excluded: tuple[str, ...] = ()
+    preempted: bool = False
 
     @classmethod
     def from_text(cls, text: str) -> "Job":
@@ -45,7 +47,8 @@ class Job:
         listed = facts.get("ExcNodeList", "")
         excluded = () if listed in ("", "(null)") else tuple(expand_hosts(listed))
         may = facts.get("Requeue") == "1" and facts.get("BatchFlag") != "0"
-        return cls(facts.get("JobState", "UNKNOWN"), may, excluded)
+        preempted = facts.get("PreemptTime", "None") not in {"None", "Unknown", "N/A", "(null)"}
+        return cls(facts.get("JobState", "UNKNOWN"), may, excluded, preempted)
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ def decide(
     are the run's so far. `smaller`: what may be done without a lost node. Pure but for the
     clock."""
     now = time.time() if now is None else now
+    asked = asked or job.preempted
     if ended.kind is Kind.FAILED:
         return Decision(Action.END, "", status)
     code = ExitCode.PREFLIGHT if ended.kind is Kind.UNFIT else ExitCode.RESUMABLE
