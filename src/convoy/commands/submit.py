@@ -11,7 +11,7 @@ from pathlib import Path
 
 from convoy.errors import ConvoyError, ExitCode
 from convoy.host import cluster, first_use, job_file, locate, site, sweep
-from convoy.host.submission import Submission, check, check_points
+from convoy.host.submission import Submission, check, check_points, too_uneven
 from convoy.host.sweep_state import Standing, standings
 
 
@@ -94,6 +94,12 @@ def run(args: argparse.Namespace) -> int:
     submission = Submission(settings, nodes, options, args.overrides)
     if args.multirun:
         return _submit_sweep(args, submission, given)
+    for left in too_uneven(submission, args.min_nodes or nodes):
+        print(
+            f"With {left} of the {nodes} nodes left, the global batch cannot be split evenly: the "
+            "job is requeued then.",
+            file=sys.stderr,
+        )
     check(submission, args.estimate)
     if args.dry_run:
         print(f"{shlex.join(submission.command)}\nimage {settings.image}", file=sys.stderr)

@@ -56,6 +56,22 @@ class Submission:
         )
 
 
+def too_uneven(submission: Submission, least: int) -> list[int]:
+    """Numbers of nodes, from `least` on, over which the global batch cannot be split evenly; none
+    where the arguments do not name it."""
+    given = [word.partition("=")[2] for word in submission.overrides if _names_batch(word)]
+    gpus = submission.effective["gpus-per-node"].rpartition(":")[2]
+    if not given or not given[-1].isdigit() or not gpus.isdigit() or not int(gpus):
+        return []
+    return [
+        nodes for nodes in range(least, submission.nodes) if int(given[-1]) % (nodes * int(gpus))
+    ]
+
+
+def _names_batch(override: str) -> bool:
+    return override.lstrip("+").startswith("global_batch=")
+
+
 def check(submission: Submission, estimate: str | None) -> None:
     """Raise ConvoyError for what would fail after the queue; `estimate` is how long it takes."""
     _require_place_and_time(submission, estimate)
