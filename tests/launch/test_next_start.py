@@ -67,6 +67,11 @@ def test_what_follows(ended, job, asked, action, code, excluded):
     assert set(decision.fresh) <= set(ended.nodes)
 
 
+def test_a_preempted_job_says_so():
+    decision = decide(STOPPED, 75, Job("RUNNING", True, preempted=True), False, 10, [])
+    assert decision.reason == "SLURM is preempting the job: requeueing it"
+
+
 def before(*steps: int, kind: str = "restart") -> list[dict[str, object]]:
     return [{"kind": kind, "step": step} for step in steps]
 

@@ -126,7 +126,8 @@ def decide(
         )
         return Decision(Action.END, reason, code)
     without = f", without {', '.join(excluded)}" if excluded else ""
-    return Decision(Action.REQUEUE, f"requeueing the job{without}{why}", code, excluded, fresh)
+    what = "SLURM is preempting the job: requeueing it" if job.preempted else "requeueing the job"
+    return Decision(Action.REQUEUE, f"{what}{without}{why}", code, excluded, fresh)
 
 
 def _nodes(count: int) -> str:
