@@ -14,6 +14,11 @@ from convoy.errors import ConvoyError
 # Name, the module with its `add_arguments` and `run`, and one line of help.
 COMMANDS = (
     ("train", "convoy.commands.train", "train on this node, a rank per GPU"),
+    (
+        "profile",
+        "convoy.commands.profile",
+        "trace a few warm steps of a training: where their time goes, on one page",
+    ),
     ("synth", "convoy.commands.synth", "write a synthetic data set in NAVSIM's cache format"),
     ("prepare", "convoy.commands.prepare", "pack a split's features and targets into shards"),
     ("data", "convoy.commands.data", "look into packed shards: info, verify, ls"),
@@ -62,6 +67,11 @@ COMMANDS = (
         "what slurm/launch.sh asks on the first node of a job",
     ),
     ("verdict", "convoy.commands.verdict", "how a start of a run ended, and what follows"),
+    (
+        "score-waiting",
+        "convoy.commands.score_waiting",
+        "what slurm/score_waiting.sh asks beside a training",
+    ),
     ("ask-to-stop", "convoy.commands.ask_to_stop", "what slurm/launch.sh says at a signal"),
 )
 

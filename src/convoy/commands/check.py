@@ -1,22 +1,29 @@
 """`convoy check`: what a training run would be, checked before anything is started.
 
-Imports no torch.
+Imports no torch, but for --fit.
 """
 
 import argparse
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from convoy import config
 from convoy.commands.console import console
-from convoy.config import multirun
+from convoy.config import Settings, multirun
 from convoy.errors import ConvoyError, ExitCode
 from convoy.navsim import tree
 from convoy.run.ownership import require_same_configuration
 from convoy.topology import Topology
+
+if TYPE_CHECKING:
+    from convoy.training.fit import Fit
+
+GIB = 2**30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--processes-per-node", type=int, default=1, help="ranks per node (default: %(default)s)"
     )
+    parser.add_argument(
+        "--fit",
+        action="store_true",
+        help="find the largest batch per rank that fits on the GPU here, with real steps of the "
+        "agent (about a minute); nothing is changed",
+    )
+    parser.add_argument("--json", action="store_true", help="with --fit: print it as JSON")
     parser.add_argument("--quiet", action="store_true", help="print errors only")
     parser.add_argument(
         "--multirun",
@@ -50,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     settings = config.load(args.overrides, topology, tree.config_directory())
     if settings.config.run_dir:
         require_same_configuration(Path(settings.config.run_dir), settings.config)
+    if args.fit:
+        return _fit(settings, args.json)
     if not args.quiet:
         table = Table("setting", "value", title="convoy check")
         batches = settings.batches
@@ -67,6 +83,55 @@ def run(args: argparse.Namespace) -> int:
         for note in settings.notes:
             console().print(note, markup=False)
     return ExitCode.FINISHED
+
+
+def _fit(settings: Settings, as_json: bool) -> int:
+    from convoy.training import fit
+
+    fit.require_gpu(settings.config)
+    now = int(settings.config.dataloader.params.batch_size)
+    out = None if as_json else console()
+
+    def tell(trial: fit.Trial) -> None:
+        if out is not None:
+            if trial.peak is None:
+                found = "no memory left"
+            else:
+                found = f"{trial.peak / GIB:5.1f} GiB  {trial.samples_per_s:.0f} samples/s"
+            out.print(f"batch {trial.batch:5d}  {found}", highlight=False)
+
+    with fit.real_steps(settings) as steps:
+        found = fit.search(steps, fit.CardMemory(steps.device), first=now, tell=tell)
+    if out is None:
+        print(json.dumps(asdict(found) | {"batch_size_now": now}, indent=1))
+        return ExitCode.FINISHED
+    for line in _advice(found, fit.MARGIN, now):
+        out.print(line, highlight=False, soft_wrap=True)
+    return ExitCode.FINISHED
+
+
+def _advice(found: "Fit", margin: float, now: int) -> Iterator[str]:
+    total = found.total / GIB
+    if found.batch == 0:
+        yield f"Not even one sample fits in {total:.0f} GiB with {margin:.0%} left free."
+        return
+    least = "" if found.complete else " at least (the minute was up)"
+    yield (
+        f"Largest batch per rank that fits{least}: {found.batch}, {(found.peak or 0) / GIB:.1f} of "
+        f"{total:.0f} GiB with {margin:.0%} left free. Measured without compiler and CUDA graph."
+    )
+    if found.batch < now:
+        yield (
+            f"dataloader.params.batch_size={now} does not fit: set "
+            f"dataloader.params.batch_size={found.batch}. With global_batch=… the "
+            "optimizer's steps stay the same, by accumulation."
+        )
+    elif found.batch > now:
+        yield (
+            f"dataloader.params.batch_size={now} stays as it is. Raising it to {found.batch} "
+            "changes the training unless global_batch is set: it is then how many samples a rank "
+            "holds at once, and fewer batches are accumulated."
+        )
 
 
 def _check_points(

@@ -35,11 +35,13 @@ MAY_CHANGE = (
     "watchdog_minutes",
     "data.trust_cache",
     "checkpoint.",
+    "score.",
     "distributed_timeout_minutes",
     "validate_first",
     "speed",
     "compile_cache",
     "tracker",
+    "profile.",
 )
 
 

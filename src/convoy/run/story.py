@@ -15,6 +15,7 @@ from typing import Any
 
 from convoy.run.layout import RunDirectory
 
+EPDMS = "score/epdms"  # among the metrics
 _KEY = re.compile(r"( *)((?:- )*)([^\s:#][^:]*):(?: (.*))?$")
 
 
@@ -42,6 +43,7 @@ class Story:
     manifest: Mapping[str, Any] = field(default_factory=dict)
     vitals: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)  # by host
     paces: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)  # by rank, the newest
+    scorings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by split/checkpoint
 
     @property
     def run(self) -> RunDirectory:
@@ -53,6 +55,13 @@ class Story:
         return f"{self.root.parent.name}/{self.root.name}"
 
     @property
+    def score(self) -> float | None:
+        """The highest EPDMS among the checkpoints that were scored, from 0 to 1."""
+        found = [summary.get("score") for summary in self.scorings.values()]
+        found += [point.value for point in self.metrics.get(EPDMS, ())]
+        return max((score for score in found if isinstance(score, int | float)), default=None)
+
+    @property
     def is_finished(self) -> bool:
         return bool(self.results)
 
@@ -61,6 +70,38 @@ class Story:
         """Share of the time that ranks wait for data, their mean; None if not measured."""
         found = [pace["data_wait"] for pace in self.paces.values() if "data_wait" in pace]
         return sum(found) / len(found) if found else None
+
+    @property
+    def step_s(self) -> float | None:
+        """Seconds of a step, the ranks' mean; None if not measured."""
+        found = [pace["step_s"] for pace in self.paces.values() if pace.get("step_s")]
+        return sum(found) / len(found) if found else None
+
+    @property
+    def parts(self) -> Mapping[str, float]:
+        """Seconds of a step by its parts, the ranks' means: the GPU's own time where there is one.
+
+        A step that is one CUDA graph has `one_piece` in place of forward, backward and optimizer.
+        """
+        found: dict[str, list[float]] = {}
+        for pace in self.paces.values():
+            for part, seconds in {**pace.get("parts_s", {}), **pace.get("device_s", {})}.items():
+                found.setdefault(part, []).append(seconds)
+        return {part: sum(values) / len(values) for part, values in found.items()}
+
+    @property
+    def communication(self) -> tuple[float, float] | None:
+        """Seconds of a step's all-reduce, and of those the backward pass hides; the ranks' means,
+        None where DDP did not time it."""
+        pairs = [
+            (pace["communication_s"], pace.get("communication_hidden_s", 0.0))
+            for pace in self.paces.values()
+            if pace.get("communication_s")
+        ]
+        if not pairs:
+            return None
+        took, hidden = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
+        return took, hidden
 
     @property
     def gpu(self) -> str | None:
@@ -109,7 +150,7 @@ def read(root: Path) -> Story:
         read_json(run.results),
         read_json(run.prediction),
         read_config(run.config),
-        read_metrics(run.metrics),
+        read_metrics(run.metrics) | read_scores(run.score_history),
         read_json(run.manifest),
         {
             path.stem: samples
@@ -119,6 +160,10 @@ def read(root: Path) -> Story:
         {
             int(path.stem.rpartition("-")[2]): read_json(path)
             for path in sorted(run.paces.glob("rank-*.json"))
+        },
+        {
+            f"{path.parent.parent.name}/{path.parent.name}": read_json(path)
+            for path in sorted(run.scores.glob("*/*/summary.json"))
         },
     )
 
@@ -155,6 +200,25 @@ def read_lines(path: Path) -> Iterator[Mapping[str, Any]]:
             continue
         if isinstance(content, dict):
             yield content
+
+
+def last_line(path: Path, block: int = 8_192) -> Mapping[str, Any]:
+    """The newest whole object of a .jsonl file, from its end alone; nothing without one."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - block))
+            lines = file.read().splitlines()
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        try:
+            content = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(content, dict):
+            return content
+    return {}
 
 
 def read_config(path: Path) -> dict[str, str]:
@@ -212,6 +276,18 @@ def read_metrics(folder: Path) -> dict[str, tuple[Point, ...]]:
         except (OSError, csv.Error):
             continue
     return {name: tuple(points) for name, points in found.items()}
+
+
+def read_scores(history: Path) -> dict[str, tuple[Point, ...]]:
+    """EPDMS over steps, of what was scored beside the training; of several splits the last."""
+    lines = [line for line in read_lines(history) if isinstance(line.get("score"), int | float)]
+    points = tuple(
+        Point(int(line["step"]), float(line["score"]), 0)
+        for line in lines
+        if (line.get("split"), line.get("tokens"))
+        == (lines[-1].get("split"), lines[-1].get("tokens"))
+    )
+    return {EPDMS: points} if points else {}
 
 
 def _number(name: str) -> int:

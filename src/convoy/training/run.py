@@ -37,6 +37,7 @@ from convoy.training.metrics import TrajectoryKeys
 from convoy.training.module import AgentModule, NavsimMetricNames
 from convoy.training.pace import Pace
 from convoy.training.process_group import HostGroup, process_group
+from convoy.training.profiling import StepTrace
 from convoy.training.progress import ProgressReport
 from convoy.training.randomness import Randomness
 from convoy.training.refusals import explained
@@ -48,6 +49,7 @@ from convoy.training.speed.acceleration import Acceleration
 from convoy.training.speed.recipe import Recipe
 from convoy.training.speed.recipe import choose as choose_recipe
 from convoy.training.start import Start, started
+from convoy.training.timers import StepTimers
 from convoy.training.trainer import build_trainer, device, require_accelerator
 from convoy.training.watchdog import Watchdog
 from convoy.training.weights import load_weights
@@ -109,7 +111,7 @@ def _train(
     pl.seed_everything(config.seed, workers=True, verbose=False)
     agent = build_agent(config.agent)
     load_weights(agent, config.agent)
-    builders = _builders(agent)
+    builders = trained_builders(agent)
     calls = AgentCalls(agent)
     data = host_group.on_rank_zero(lambda: _find_data(settings, builders))
     _require_known_tokens(calls, config, data)
@@ -137,12 +139,14 @@ def _train(
     agents_own = agent.get_training_callbacks()
     # Convoy's own callbacks know that a step may be one piece.
     speed.look_at(agents_own)
+    on_gpu = device(config, topology).type == "cuda"
+    timers = StepTimers(speed.steps_itself, on_gpu)
     callbacks = [
         Randomness(config.seed, settings.batches, topology),
         NavsimMetricNames(),
         *agents_own,
         progress,
-        Pace(run, topology),
+        Pace(run, topology, timers),
         watchdog,
         MemoryForecast(topology, start.record_any),
         SafePoints(
@@ -154,10 +158,13 @@ def _train(
             rehearsal.monitor,
             config.checkpoint.every_minutes,
             config.checkpoint.keep,
+            config.score.every_epochs,
         ),
     ]
     callbacks.append(speed)
-    trainer = build_trainer(settings, topology, run, callbacks, writer, recipe)
+    if config.profile.steps:
+        callbacks.append(StepTrace(run, timers, config.profile.warm, config.profile.steps))
+    trainer = build_trainer(settings, topology, run, callbacks, writer, recipe, timers)
     results: dict[str, Any] = {"run_dir": str(run.root), "world_size": topology.world_size}
     resume = choose_checkpoint(folder, host_group)
     if config.validate_first and resume is None:
@@ -235,7 +242,8 @@ def _log_start(run: RunDirectory, settings: Settings, topology: Topology) -> Non
     )
 
 
-def _builders(agent: object) -> Builders:
+def trained_builders(agent: object) -> Builders:
+    """Those of an agent that can be trained; raises ConvoyError for another."""
     if not isinstance(agent, TrainableAgent):
         lacking = [
             name
