@@ -99,7 +99,8 @@ def test_progress_starts_the_count_anew():
         (LOST, False, Smaller(1, "too few"), Action.REQUEUE, "without gl006 (too few)"),
         # The time limit is near.
         (LOST, True, Smaller(1), Action.REQUEUE, "requeueing the job, without gl006"),
-        (UNFIT, False, Smaller(1), Action.REQUEUE, "requeueing the job, without gl006"),
+        (UNFIT, False, Smaller(1), Action.SHRINK, "continuing on 1 node without gl006"),
+        (UNFIT, True, Smaller(1), Action.REQUEUE, "requeueing the job, without gl006"),
         (KILLED, False, Smaller(1), Action.AGAIN, "again"),
     ],
 )

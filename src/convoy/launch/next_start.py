@@ -82,7 +82,7 @@ def decide(
     smaller: Smaller | None = None,
 ) -> Decision:
     """`asked`: the batch script was told to stop. `step` is that of the newest checkpoint, `events`
-    are the run's so far. `smaller`: what may be done without a lost node. Pure but for the
+    are the run's so far. `smaller`: what may be done without a lost or unfit node. Pure but for the
     clock."""
     now = time.time() if now is None else now
     asked = asked or job.preempted
@@ -114,7 +114,7 @@ def decide(
     kept = still_excluded(events, job, now)
     excluded = (*kept, *(host for host in fresh if host not in kept))
     why = ""
-    if ended.kind is Kind.LOST and smaller is not None and not asked:
+    if fresh and smaller is not None and not asked:
         why = smaller.refused
         if not why:
             left = f"continuing on {_nodes(smaller.nodes)} without {', '.join(fresh)}"
