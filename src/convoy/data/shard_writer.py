@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -49,6 +50,7 @@ class ShardWriter:
             self._file.seek(RECORDS_AT)
         except OSError as error:
             raise self._failed(error) from error
+        self._hashing = ThreadPoolExecutor(1)
         return self
 
     def __exit__(
@@ -57,6 +59,7 @@ class ShardWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._hashing.shutdown()
         try:
             self._file.close()  # flushes, so a full disk is met again here
         except OSError:
@@ -115,10 +118,14 @@ class ShardWriter:
         return shard
 
     def _append(self, record: Sequence[np.ndarray]) -> None:
+        hashed = self._hashing.submit(self._update_hash, record)  # takes twice the writing's time
         self._file.writelines(part.data for part in record)
+        hashed.result()
+        self._offsets.append(self._offsets[-1] + sum(part.size for part in record))
+
+    def _update_hash(self, record: Sequence[np.ndarray]) -> None:
         for part in record:
             self._hash.update(part.data)
-        self._offsets.append(self._offsets[-1] + sum(part.size for part in record))
 
     def _rewrite(self, wider: Layout) -> None:
         """Pack the records so far again. They are held in memory meanwhile: this is rare, and a
