@@ -172,8 +172,8 @@ class Launch:
 
     `kind` is alone, by hand, srun or job. `endpoint` is host:port of the rendezvous, a host alone
     where the nodes have no way to agree on a port, None where the node is alone. `peer` is another
-    node's name or address, to choose an interface by. `host` is this node's name, `number` its place
-    among the nodes; the rendezvous is on number 0.
+    node's name or address, to choose an interface by. `host` is this node's name, `number` its
+    place among the nodes; the rendezvous is on number 0.
     """
 
     kind: str

@@ -66,6 +66,7 @@ def test_partitions():
     found = {part.name: part for part in cluster.parse_partitions(text("busy/partitions.txt"))}
     assert list(found) == ["l40s_public", "short", "h200", "closed", "vip"]
     assert found["l40s_public"].limit == 12 * 3600 and found["l40s_public"].is_default
+    assert found["l40s_public"].nodes == 4
     assert found["short"].limit == 1800 and found["vip"].limit is None
     assert not found["closed"].up and found["h200"].up
     assert found["vip"].accounts == ("vip",) and found["h200"].accounts is None

@@ -3,7 +3,6 @@
 import argparse
 import time
 
-from convoy.commands.console import console
 from convoy.errors import ConvoyError, ExitCode
 from convoy.host import cluster, locate, site
 from convoy.host.locate import Found
@@ -33,23 +32,18 @@ def run(args: argparse.Namespace) -> int:
         raise ConvoyError(f"SLURM does not answer, so nothing was stopped: {found.slurm}")
     if found.job is None:
         raise ConvoyError(f"Job {found.id} is not in the queue: there is nothing to stop.")
-    out = console()
     if args.now or found.job.state == "PENDING":
         cluster.cancel(found.id)
-        out.print(f"Job {found.id} is cancelled.", highlight=False)
+        print(f"Job {found.id} is cancelled.")
         return ExitCode.FINISHED
     if found.root is not None:
         _ask_the_ranks(RunDirectory(found.root))
     cluster.ask_to_stop(found.id)
-    out.print(f"Job {found.id} was asked to write a checkpoint and end.", highlight=False)
+    print(f"Job {found.id} was asked to write a checkpoint and end.", flush=True)
     if not args.no_wait:
         _wait(found)
         where = f" Its run: {found.root}" if found.root else ""
-        out.print(
-            f"Job {found.id} has ended; the same command goes on from its checkpoint.{where}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        print(f"Job {found.id} has ended; the same command goes on from its checkpoint.{where}")
     return ExitCode.FINISHED
 
 

@@ -3,13 +3,12 @@
 import argparse
 import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from convoy.errors import ConvoyError, ExitCode
-from convoy.host import first_use, job_file, site
+from convoy.host import cluster, first_use, job_file, site
 from convoy.host.submission import Submission, check
 
 
@@ -70,7 +69,9 @@ def run(args: argparse.Namespace) -> int:
         print(submission.text, end="")
         return ExitCode.FINISHED
     print(shlex.join(submission.command), flush=True)
-    return subprocess.run(submission.command, env=submission.environment).returncode
+    job = cluster.submit(submission.command, submission.environment)
+    print(f"Submitted batch job {job}")
+    return ExitCode.FINISHED
 
 
 def _ask(words: Sequence[first_use.Word], path: Path) -> dict[str, str]:

@@ -257,9 +257,7 @@ def _encode(values: np.ndarray, entry: Field) -> np.ndarray | None:
     return packed.reshape(values.shape)
 
 
-def _encode_block(
-    block: np.ndarray, packed: np.ndarray, entry: Field, decoded: bytearray
-) -> bool:
+def _encode_block(block: np.ndarray, packed: np.ndarray, entry: Field, decoded: bytearray) -> bool:
     """Whether `packed` then gives `block` back bit for bit: -0.0 is not 0.0. `decoded` is memory
     for at least as much. This is most of the time of writing pictures."""
     scratch = np.frombuffer(decoded, block.dtype, block.size)
