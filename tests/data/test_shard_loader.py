@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from convoy.data import shard_loader
+from convoy.data import held_records, shard_loader
 from convoy.data.cache import Builders, CacheDataset, CacheSplit, collate, scan
+from convoy.data.held_records import HeldRecords
 from convoy.data.packed_batch import PackedBatch
 from convoy.data.shard import Builder
 from convoy.data.shard_loader import ShardLoader
@@ -54,6 +55,17 @@ def write(root, logs, make=sample):
             shards.append(writer.finish({}))
     write_manifest(root, Manifest(HELD, {}, tuple(shards)))
     return root
+
+
+@pytest.fixture(autouse=True)
+def read_from_disk(monkeypatch):
+    """These few samples would be held in memory; the tests at the end are about that."""
+    monkeypatch.setattr(held_records, "HELD_AT_MOST", 0)
+
+
+@pytest.fixture
+def held(read_from_disk, monkeypatch):
+    monkeypatch.setattr(held_records, "HELD_AT_MOST", 1 << 20)
 
 
 @pytest.fixture(scope="module")
@@ -330,3 +342,45 @@ def test_the_device_gives_the_same_bits(root, cuda):
     for batch, again in zip(loader(split), loader(split), strict=True):
         for mine, other in zip(batch.to(cuda).decode(), again.decode(), strict=True):
             assert all(torch.equal(mine[name].cpu(), other[name]) for name in other)
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+@pytest.mark.parametrize(
+    "builders", [BUILDERS, Builders(("status",), ()), Builders(("camera",), ("targets",))]
+)
+def test_a_small_split_in_memory_gives_the_same_batches(root, held, threads, builders):
+    split = open_split(root)
+    order = np.random.default_rng(1).permutation(33)[:24]
+    batches = loader(split, order, threads=threads, builders=builders)
+    assert batches._held is not None
+    for number, batch in enumerate(batches):
+        require_equal(batch, split, order[4 * number : 4 * number + 4], builders)
+
+
+def test_what_is_held_is_read_once(root, held):
+    reader = ShardReader(2, pinned=False)
+    batches = loader(open_split(root), reader=reader)
+    list(batches)
+    reader.close()
+    assert len(list(batches)) == 9 and not reader._files
+
+
+def test_what_is_large_or_uneven_is_read_from_disk(root, tmp_path, monkeypatch):
+    split = open_split(root)
+    length = split.shards[0].layout.record_bytes
+    monkeypatch.setattr(held_records, "HELD_AT_MOST", 33 * length)
+    assert HeldRecords.can_hold(split)
+    monkeypatch.setattr(held_records, "HELD_AT_MOST", 33 * length - 1)
+    assert not HeldRecords.can_hold(split) and loader(split)._held is None
+    uneven = {"log-d": 2, "log-e": 2}
+    mixed = write(tmp_path, uneven, lambda number: sample(number, 40 if number < 2 else 44))
+    assert not HeldRecords.can_hold(open_split(mixed))
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_damaged_shard_is_named_when_it_shall_be_held(tmp_path, held, threads):
+    root = write(tmp_path, {"log-b": 9, "log-a": 13})
+    path = shard_path(root, "log-a-000")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ConvoyError, match=r"log-a-000.* cannot be read: it ends at byte"):
+        list(loader(open_split(root), threads=threads))

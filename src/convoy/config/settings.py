@@ -27,7 +27,7 @@ from convoy.errors import ConvoyError
 SPEED_LEVELS = ("plain", "default", "max")  # of `speed`, each with all that those before it have
 
 # Of `speed_switches`, and the lowest level that has each; convoy.training.speed.recipe knows more.
-SPEED_SWITCHES = {
+SPEED_SWITCHES: dict[str, str | None] = {
     "bf16": "default",
     "channels_last": "default",
     "tf32": "default",
@@ -39,6 +39,7 @@ SPEED_SWITCHES = {
     "ddp": "default",
     "compile": "max",
     "graph": "max",
+    "bf16_gradients": None,  # only where it is asked for
 }
 
 SETTINGS: dict[str, Kind] = {

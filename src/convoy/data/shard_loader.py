@@ -3,7 +3,7 @@ copy on the host.
 
 Each record is read by one vectored read that scatters its tensors to their places in the batch's
 block. Reading holds no interpreter lock, so threads are enough; the same threads serve training and
-validation.
+validation. Splits of at most 256 MiB are held in memory instead (`held_records.py`).
 """
 
 from collections import deque
@@ -18,6 +18,7 @@ from torch.utils.data import BatchSampler, Sampler
 
 from convoy.data.cache import Builders, collate
 from convoy.data.form import Form
+from convoy.data.held_records import HeldRecords
 from convoy.data.layout import Layout
 from convoy.data.packed_batch import Column, PackedBatch, columns_of
 from convoy.data.shard_dataset import ShardDataset, read_one_by_one
@@ -65,6 +66,7 @@ class ShardLoader:
         layouts = list(dict.fromkeys(shard.layout for shard in split.shards))
         self._layout_of = np.array([layouts.index(shard.layout) for shard in split.shards])
         self._plans = [_Plan.of(layout, builders, batch_size) for layout in layouts]
+        self._held = HeldRecords(split, reader) if HeldRecords.can_hold(split) else None
 
     def read(self, indices: Sequence[int]) -> PackedBatch:
         """The samples of those indices as a batch, at most `batch_size` of them."""
@@ -101,6 +103,17 @@ class ShardLoader:
             return _Reading(self._reader.executor, [read_any], lambda results: results[0])
 
         pool, size = self._reader.pool, len(indices)
+        held = self._held
+        if held is not None:
+
+            def gather() -> PackedBatch:
+                records = held.of(list(indices))
+                block = pool.take(plan.bytes)
+                plan.place(records, block.memory.numpy())
+                return PackedBatch.borrowing(block, pool, plan.columns, plan.form, size)
+
+            return _Reading(None, [gather], lambda results: results[0])
+
         block = pool.take(plan.bytes)
         memory = memoryview(block.memory.numpy())  # type: ignore[arg-type]
 
@@ -157,6 +170,15 @@ class _Plan:
             runs[-1][1].append((column, length))
             end = offset + length
         return cls(columns, form, size, tuple((start, tuple(run)) for start, run in runs))
+
+    def place(self, records: np.ndarray, memory: np.ndarray) -> None:
+        """Write `records` (samples, record bytes) into a batch's block, column by column."""
+        size = len(records)
+        for start, columns in self.runs:
+            for column, length in columns:
+                room = memory[column.offset : column.offset + size * length]
+                room.reshape(size, length)[:] = records[:, start : start + length]
+                start += length
 
 
 class _Reading:

@@ -32,7 +32,7 @@ class ShardReader:
         self.pool = BlockPool(pinned)
         self._staged = staged
         self._executor: ThreadPoolExecutor | None = None
-        self._files: OrderedDict[Path, FileIO] = OrderedDict()
+        self._files: OrderedDict[tuple[Path, str], FileIO] = OrderedDict()
         self._lock = threading.Lock()
         self._most_files = _raise_open_files() - OPEN_FILES_RESERVED
 
@@ -53,35 +53,41 @@ class ShardReader:
     def read(self, root: Path, shard: Shard, targets: Sequence[memoryview], offset: int) -> None:
         """Fill `targets`, one after another, from `offset` of the shard. Raises ConvoyError naming
         the file."""
-        path = (self._staged(shard) if self._staged else None) or shard_path(root, shard.name)
         left = sum(map(len, targets))
+        # A path is put together only where it is needed: that takes longer than a small read.
+        staged = self._staged(shard) if self._staged else None
+        place = (root, shard.name) if staged is None else (staged, "")
+
+        def path() -> Path:
+            return staged or shard_path(root, shard.name)
+
         try:
-            file = self._open(path)
+            file = self._file(place, path)
             while left:
                 got = os.preadv(file.fileno(), targets[:MOST_TARGETS], offset)
                 if got == 0:
                     raise _unreadable(
-                        path, f"it ends at byte {offset}, the manifest says {shard.bytes}"
+                        path(), f"it ends at byte {offset}, the manifest says {shard.bytes}"
                     )
                 left, offset = left - got, offset + got
                 if left:  # many targets, a network file system, or a signal
                     targets = _without(targets, got)
         except OSError as error:
-            raise _unreadable(path, error.strerror or str(error)) from error
+            raise _unreadable(path(), error.strerror or str(error)) from error
 
-    def _open(self, path: Path) -> FileIO:
+    def _file(self, place: tuple[Path, str], path: Callable[[], Path]) -> FileIO:
         """An open file. One that is dropped from the table is closed when its last reader lets go
         of it."""
         with self._lock:
-            file = self._files.get(path)
+            file = self._files.get(place)
             if file is not None:
-                self._files.move_to_end(path)
+                self._files.move_to_end(place)
                 return file
-        file = open(path, "rb", buffering=0)  # noqa: SIM115
+        file = open(path(), "rb", buffering=0)  # noqa: SIM115
         # No reading ahead into other records.
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         with self._lock:
-            self._files[path] = file
+            self._files[place] = file
             if len(self._files) > self._most_files:
                 self._files.popitem(last=False)
         return file

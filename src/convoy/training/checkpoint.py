@@ -1,8 +1,8 @@
 """Checkpoint files: written in the background, whole or not there, verified before they are used.
 
 One checkpoint is one file in torch's zip format, which holds a CRC-32 of every tensor; torch does
-not check them when it loads, `verify` does. torch.distributed.checkpoint, whose stager makes the
-copy here, writes a directory of shards that no agent's `initialize` can read.
+not check them when it loads, `verify` does. torch.distributed.checkpoint writes a directory of
+shards, which no agent's `initialize` can read.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from lightning_fabric.plugins import CheckpointIO
 from torch import Tensor
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from convoy.errors import ConvoyError
 from convoy.run.atomic import leftovers, replacing, sync_folder
 from convoy.run.layout import RunDirectory
+from convoy.training.host_copy import HostCopy, named_tensors
 
 logger = logging.getLogger("convoy")
 
@@ -154,10 +154,10 @@ def not_finite(checkpoint: Mapping[str, Any], parameters: frozenset[str]) -> lis
     `parameters` are the keys of `state_dict` that are trained; the rest are buffers.
     """
     states = checkpoint.get("optimizer_states", [])
-    checked = [(f"optimizer {name}", tensor, False) for name, tensor in _tensors(states)]
+    checked = [(f"optimizer {name}", tensor, False) for name, tensor in named_tensors(states)]
     checked += [
         (name, tensor, name not in parameters)
-        for name, tensor in _tensors(checkpoint.get("state_dict", {}))
+        for name, tensor in named_tensors(checkpoint.get("state_dict", {}))
     ]
     return [name for name, tensor, may_be_infinite in checked if _bad(tensor, may_be_infinite)]
 
@@ -170,17 +170,6 @@ def _bad(tensor: Tensor, may_be_infinite: bool) -> bool:
         return False
     wrong = torch.isnan(tensor) if may_be_infinite else ~torch.isfinite(tensor)
     return bool(wrong.any())
-
-
-def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, Mapping):
-        for key, below in value.items():
-            yield from _tensors(below, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, list | tuple):
-        for index, below in enumerate(value):
-            yield from _tensors(below, f"{name}.{index}" if name else str(index))
 
 
 @dataclass
@@ -209,7 +198,7 @@ class CheckpointWriter(CheckpointIO):
     def __post_init__(self) -> None:
         self._jobs: queue.Queue[_Job | None] = queue.Queue()
         self._thread: threading.Thread | None = None
-        self._stager: DefaultStager | None = None
+        self._host_copy = HostCopy()
         self._done: Callable[[Path], None] | None = None
 
     def then(self, done: Callable[[Path], None]) -> "CheckpointWriter":
@@ -228,19 +217,10 @@ class CheckpointWriter(CheckpointIO):
         begun = time.monotonic()
         self._jobs.join()
         done, self._done = self._done, None
-        if self._stager is None:
-            cuda = torch.cuda.is_available()
-            options = StagingOptions(
-                use_pinned_memory=cuda,
-                use_shared_memory=False,
-                use_async_staging=False,
-                use_non_blocking_copy=cuda,
-            )
-            self._stager = DefaultStager(options)
+        if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
             self._thread.start()
-        staged = self._stager.stage(checkpoint)
-        self._jobs.put(_Job(staged, Path(path), begun, done))  # type: ignore[arg-type]
+        self._jobs.put(_Job(self._host_copy.of(checkpoint), Path(path), begun, done))
         self.held_seconds += time.monotonic() - begun
 
     def load_checkpoint(
@@ -261,7 +241,8 @@ class CheckpointWriter(CheckpointIO):
         if self._thread is not None:
             self._jobs.put(None)
             self._thread.join()
-            self._thread = self._stager = None
+            self._thread = None
+            self._host_copy = HostCopy()
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:

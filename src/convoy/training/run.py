@@ -132,10 +132,13 @@ def _train(
     progress = ProgressReport(settings.batches, host_group, ProgressFile(run))
     folder = CheckpointFolder(run)
     writer = CheckpointWriter(guard=start.require_owned)
+    agents_own = agent.get_training_callbacks()
+    # Convoy's own callbacks know that a step may be one piece.
+    speed.look_at(agents_own)
     callbacks = [
         Randomness(config.seed, settings.batches, topology),
         NavsimMetricNames(),
-        *agent.get_training_callbacks(),
+        *agents_own,
         progress,
         Pace(run, topology),
         watchdog,
@@ -151,7 +154,6 @@ def _train(
             config.checkpoint.keep,
         ),
     ]
-    speed.look_at(callbacks)
     callbacks.append(speed)
     trainer = build_trainer(settings, topology, run, callbacks, writer, recipe)
     results: dict[str, Any] = {"run_dir": str(run.root), "world_size": topology.world_size}

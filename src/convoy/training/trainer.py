@@ -14,6 +14,7 @@ from lightning_fabric.plugins.environments import (
 )
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.strategies import DDPStrategy
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from convoy.config import Settings
 from convoy.errors import ConvoyError
@@ -96,4 +97,6 @@ def _strategy(
         "gradient_as_bucket_view": recipe["ddp"],
         "static_graph": recipe["ddp"],
     }
+    if recipe["bf16_gradients"]:
+        options["ddp_comm_hook"] = bf16_compress_hook
     return DDPStrategy(timeout=timeout, **(asked if isinstance(asked, dict) else options))

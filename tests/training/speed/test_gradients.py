@@ -6,6 +6,7 @@ import subprocess
 import sys
 from datetime import timedelta
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -40,7 +41,7 @@ def _rank(rank: int, port: int) -> None:
     gradients.FIRST_BUCKET = gradients.BUCKET = 64  # bytes: several buckets
     generator = torch.Generator().manual_seed(rank)
     data = [torch.randn(5, 6, generator=generator) for _ in range(STEPS)]
-    print(json.dumps([_with_ddp(data), _in_one_piece(data)]))
+    print(json.dumps([_with_ddp(data), _in_one_piece(data), _in_one_piece(data, bf16=True)]))
     leave_process_group()
 
 
@@ -56,7 +57,7 @@ def _with_ddp(data: list[torch.Tensor]) -> list[list[float]]:
     return [entry.flatten().tolist() for entry in model.parameters()]
 
 
-def _in_one_piece(data: list[torch.Tensor]) -> list[list[float]]:
+def _in_one_piece(data: list[torch.Tensor], bf16: bool = False) -> list[list[float]]:
     torch.manual_seed(0)
     model = Model()
     optimizer = torch.optim.Adam(model.used.parameters(), lr=1e-2)
@@ -65,7 +66,7 @@ def _in_one_piece(data: list[torch.Tensor]) -> list[list[float]]:
         return {"loss": model(batch).square().mean()}
 
     parameters = list(model.parameters())
-    mean = GradientMean(parameters, 2)
+    mean = GradientMean(parameters, 2, bf16)
     step = WholeStep(loss, loss, optimizer, parameters, mean=mean, graph=False)
     for batch in data:
         step(batch)
@@ -81,8 +82,11 @@ def test_two_ranks_take_ddps_steps_to_the_bit():
         for rank in range(2)
     ]
     outputs = [json.loads(process.communicate(timeout=120)[0]) for process in ranks]
-    for theirs, ours in outputs:
+    for theirs, ours, compressed in outputs:
         assert ours == theirs
+        assert compressed != ours
+        for one, other in zip(compressed, ours, strict=True):
+            assert one == pytest.approx(other, abs=0.02)  # four steps of 1e-2
     assert outputs[0] == outputs[1]
 
 

@@ -149,19 +149,21 @@ class Acceleration(pl.Callback):
 
     def _whole_step(self, trainer: pl.Trainer, loss: Loss, eager_loss: Loss) -> WholeStep:
         parameters = list(self._agent.parameters())
-        world_size = self._world_size
         return WholeStep(
             loss,
             eager_loss,
             trainer.optimizers[0],
             parameters,
             _clipping(trainer),
-            GradientMean(parameters, world_size) if world_size > 1 else None,
+            self._gradient_mean(parameters) if self._world_size > 1 else None,
             graph=next(iter(parameters)).is_cuda,
             channels_last=self.recipe["channels_last"],
             agent=self._agent,
             give_up=lambda reason: self._give_up("graph", reason),
         )
+
+    def _gradient_mean(self, parameters: list[nn.Parameter]) -> GradientMean:
+        return GradientMean(parameters, self._world_size, self.recipe["bf16_gradients"])
 
     def _give_up(self, name: str, reason: str) -> None:
         """In the middle of training. Without a graph the steps stay in one piece all the same."""

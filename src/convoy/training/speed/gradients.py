@@ -18,9 +18,10 @@ BUCKET = 25 << 20  # bytes, as DistributedDataParallel has it
 class GradientMean:
     """Call `wait` after each backward pass: then `.grad` is the mean over the ranks."""
 
-    def __init__(self, parameters: list[nn.Parameter], world_size: int) -> None:
+    def __init__(self, parameters: list[nn.Parameter], world_size: int, bf16: bool = False) -> None:
+        """`bf16`: float32 gradients travel, and are added, as bfloat16: half the bytes."""
         self._parameters = [entry for entry in parameters if entry.requires_grad]
-        self._world_size = world_size
+        self._world_size, self._bf16 = world_size, bf16
         self._buckets: list[_Bucket] | None = None
 
     def wait(self) -> None:
@@ -28,7 +29,7 @@ class GradientMean:
         first = self._buckets is None
         if self._buckets is None:
             used = [entry for entry in reversed(self._parameters) if entry.grad is not None]
-            self._buckets = [_Bucket(part, self._world_size) for part in _cut(used)]
+            self._buckets = [_Bucket(part, self._world_size, self._bf16) for part in _cut(used)]
         for bucket in self._buckets:
             if first:
                 bucket.begin()
@@ -36,12 +37,14 @@ class GradientMean:
 
 
 class _Bucket:
-    def __init__(self, parameters: list[nn.Parameter], world_size: int) -> None:
+    def __init__(self, parameters: list[nn.Parameter], world_size: int, bf16: bool) -> None:
         self._parameters = parameters
         self._world_size = world_size
         sizes = [entry.numel() for entry in parameters]
         first = parameters[0]
-        self._flat = torch.empty(sum(sizes), dtype=first.dtype, device=first.device)
+        self._compressed = bf16 and first.dtype == torch.float32
+        dtype = torch.bfloat16 if self._compressed else first.dtype
+        self._flat = torch.empty(sum(sizes), dtype=dtype, device=first.device)
         views = self._flat.split(sizes)
         self._views = [
             view.as_strided(entry.shape, entry.stride())
@@ -71,6 +74,10 @@ class _Bucket:
             raise RuntimeError(f"{self._missing} parameters got no gradient in this step")
         self._work.wait()
         self._work, self._missing = None, len(self._parameters)
+        if self._compressed:
+            gradients = [entry.grad for entry in self._parameters if entry.grad is not None]
+            torch._foreach_copy_(gradients, self._views)
+            return
         for entry, view in zip(self._parameters, self._views, strict=True):
             entry.grad = view
 

@@ -84,7 +84,8 @@ def choose(config: DictConfig, world_size: int) -> Recipe:
             switches[name] = Switch(bool(asked), ASKED if asked else "switched off")
         else:
             on = _has(level, name)
-            switches[name] = Switch(on, f"speed={level}")
+            never = SWITCHES[name] is None
+            switches[name] = Switch(on, "not asked for" if never else f"speed={level}")
     recipe = Recipe(level, switches)
     if params.accelerator == "cpu":
         for name in SWITCHES:
@@ -94,9 +95,9 @@ def choose(config: DictConfig, world_size: int) -> Recipe:
     if not str(params.precision).startswith("bf16"):
         recipe.turn_off("bf16", f"trainer.params.precision={params.precision}")
     if world_size == 1 or not str(params.strategy).startswith("ddp"):
-        recipe.turn_off(
-            "ddp", "there is one rank" if world_size == 1 else "the strategy is not DDP"
-        )
+        reason = "there is one rank" if world_size == 1 else "the strategy is not DDP"
+        recipe.turn_off("ddp", reason)
+        recipe.turn_off("bf16_gradients", reason)
     for reason in _against_graph(config):
         recipe.turn_off("graph", reason)
     if world_size > 1 and config.speed_switches.graph is None:
@@ -113,7 +114,8 @@ def choose(config: DictConfig, world_size: int) -> Recipe:
 
 
 def _has(level: str, name: str) -> bool:
-    return LEVELS.index(level) >= LEVELS.index(SWITCHES[name])
+    first = SWITCHES[name]
+    return first is not None and LEVELS.index(level) >= LEVELS.index(first)
 
 
 def _against_graph(config: DictConfig) -> Iterator[str]:

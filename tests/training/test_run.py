@@ -1,0 +1,27 @@
+"""A run whose steps are one piece: nothing of Convoy's own stands against it."""
+
+import json
+
+import torch
+
+from convoy.config.settings import SPEED_SWITCHES
+from convoy.training import run
+from convoy.training.speed.recipe import Recipe, Switch
+
+
+def test_a_run_takes_its_steps_in_one_piece_and_the_same_ones(train_here, tmp_path, monkeypatch):
+    train_here(tmp_path / "plain")
+
+    def only_the_graph(config, world_size):
+        return Recipe("max", {name: Switch(name == "graph", "") for name in SPEED_SWITCHES})
+
+    monkeypatch.setattr(run, "choose_recipe", only_the_graph)
+    train_here(tmp_path / "whole")
+    record = json.loads((tmp_path / "whole/speed.json").read_text())
+    assert record["switches"]["graph"]["on"]
+    plain, whole = (
+        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for name in ("plain", "whole")
+    )
+    for name in plain:
+        assert plain[name].equal(whole[name]), name
