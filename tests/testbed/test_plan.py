@@ -131,7 +131,7 @@ class Site:
 def site(another_testbed):
     shape = ("--nodes=5", "--gpus=1", "--gpu-types=l40s,l40s,l40s,l40s,h200")
     with another_testbed("plan", *shape, *(f"--slurm-conf={line}" for line in SLURM)) as testbed:
-        synth = ("synth", "/scratch/cache", "--ego-only", "--samples", "64", "--logs", "4")
+        synth = ("synth", "/scratch/cache", "--samples", "64", "--logs", "4")
         made = testbed.run("apptainer", "run", "--bind=/scratch", str(testbed.image), *synth)
         assert made.code == 0, made.out
         write = 'mkdir -p "$(dirname "$1")" && printf %s "$2" > "$1"'
