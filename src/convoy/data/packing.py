@@ -151,6 +151,8 @@ def _require_same_values(
     arrays: Mapping[tuple[str, str], Array], trees: Mapping[str, Branch], layout: Layout
 ) -> None:
     fields = {(entry.builder, entry.name): entry for entry in layout.fields}
+    if fields.keys() != arrays.keys():
+        _require_even_lists(trees, layout)
     for key in sorted(fields.keys() ^ arrays.keys()):
         what = "lacks" if key in fields else "has, unlike the other samples,"
         raise NotPackable(f"it {what} the value {'.'.join(key)}")
@@ -169,6 +171,18 @@ def _require_same_values(
             raise NotPackable(
                 f"the values of {builder} are of other kinds, or nested in another way, than those "
                 "of the other samples"
+            )
+
+
+def _require_even_lists(trees: Mapping[str, Branch], layout: Layout) -> None:
+    """`default_collate` takes no others either."""
+    for builder in trees.keys() & layout.trees.keys():
+        found = nesting.uneven(trees[builder], layout.trees[builder], builder)
+        if found is not None:
+            name, size, usual = found
+            raise NotPackable(
+                f"{name} has {size} values, in other samples {usual}, and no batch can be made of "
+                "lists of differing length: let the builder pad them, or stack them into a tensor"
             )
 
 
