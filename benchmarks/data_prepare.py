@@ -87,7 +87,7 @@ def from_cache(folder: Path, samples: int, workers: int, rounds: int) -> dict[st
 def from_raw(folder: Path, samples: int, workers: int) -> dict[str, Any]:
     """Both commands on a few samples and on many: their start-up, and what each sample more takes;
     and of Convoy's processes the share by kind."""
-    from convoy.navsim.agents import write_random_backbone
+    from convoy.navsim.weights import write_random_backbone
 
     backbone = write_random_backbone("resnet34", folder / "backbone")
     sizes = (4 * workers, samples)

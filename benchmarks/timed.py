@@ -63,7 +63,8 @@ class Clock(pl.Callback):
             self._epochs.append(
                 {"steps": steps - 1 - WARM, "seconds": seconds, "waited": self._waited}
             )
-            self._write()  # what comes after an epoch can end a run
+            if trainer.is_global_zero:
+                self._write()  # what comes after an epoch can end a run
 
     def _profile(self, table: Path, batch_idx: int) -> None:
         if batch_idx == WARM:

@@ -1,7 +1,15 @@
 import pytest
 
 from convoy.errors import ConvoyError
-from convoy.topology import Agreement, Launch, Topology, agreed_launch, expand_hosts, visible_gpus
+from convoy.topology import (
+    Agreement,
+    Launch,
+    Topology,
+    agreed_launch,
+    expand_hosts,
+    least_nodes,
+    visible_gpus,
+)
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "77_0",
@@ -110,10 +118,24 @@ def test_a_job_takes_all_of_its_nodes_whatever_the_step():
     first = Launch.of_job(one | {"SLURMD_NODENAME": "gl001"})
     assert (first.nodes, first.hosts, first.is_host) == (2, ("gl001", "gl006"), True)
     assert (first.start, first.peer, first.endpoint) == ("12-3", "gl006", None)
-    agreement = Agreement("12-3", "10.0.0.1:61000", "/scratch/run")
+    agreement = Agreement("12-3", "10.0.0.1:61000", "/scratch/run", "10.0.0.1:61001", "/data")
     second = agreed_launch(JOB, agreement)
     assert (second.is_host, second.peer, second.endpoint) == (False, "gl001", "10.0.0.1:61000")
     assert second.start == first.start and second.job == "12"
+
+
+def test_a_start_without_a_lost_node_has_the_others():
+    launch = Launch.of_job(JOB | {"CONVOY_HOSTS": "gl006,gl011"})
+    assert (launch.nodes, launch.hosts, launch.is_host) == (2, ("gl006", "gl011"), True)
+    assert launch.where == "SLURM job 12: 2 node(s) x 4 rank(s)"
+
+
+def test_on_how_few_nodes_a_job_may_continue():
+    assert least_nodes(JOB) is None
+    assert least_nodes(JOB | {"CONVOY_MIN_NODES": "2", "SLURM_JOB_NUM_NODES": "2"}) == 2
+    for wrong in ("0", "two", "3"):
+        with pytest.raises(ConvoyError, match=f"CONVOY_MIN_NODES={wrong}"):
+            least_nodes(JOB | {"CONVOY_MIN_NODES": wrong, "SLURM_JOB_NUM_NODES": "2"})
 
 
 def test_a_job_without_gpus_is_refused():
@@ -131,7 +153,7 @@ def test_several_nodes_by_hand():
 
 @pytest.mark.parametrize("path", ["/plain", "/with space", "/new\nline LD_PRELOAD=x", "/quo'te\""])
 def test_an_agreement_is_one_line_whatever_is_in_a_path(path):
-    agreement = Agreement("12-0", "10.0.0.1:61000", path)
+    agreement = Agreement("12-0", "10.0.0.1:61000", path, "10.0.0.1:61001", path)
     assert "\n" not in agreement.to_text()
     assert Agreement.from_text(agreement.to_text()) == agreement
 

@@ -139,11 +139,13 @@ def gpus_of_node(environment: Mapping[str, str]) -> int | None:
 @dataclass(frozen=True)
 class Agreement:
     """What a job's first node finds out once for all of its nodes: the name of the start, where
-    torchrun's agents meet, and the run directory."""
+    torchrun's agents meet, the run directory, where the launchers keep in touch, and the data."""
 
     start: str
     endpoint: str
     run_dir: str
+    peers: str
+    data: str
 
     def to_text(self) -> str:
         """One line, whatever is in a path."""
@@ -214,7 +216,9 @@ class Launch:
                 f"SLURM job {job} has no GPUs: give --gpus-per-node=4, or "
                 "CONVOY_PROCESSES_PER_NODE for CPU ranks."
             )
-        hosts = tuple(expand_hosts(environment["SLURM_JOB_NODELIST"]))
+        # The launch leaves out nodes that the job has lost.
+        named = environment.get("CONVOY_HOSTS") or environment["SLURM_JOB_NODELIST"]
+        hosts = tuple(expand_hosts(named))
         host = environment["SLURMD_NODENAME"]
         return cls(
             "job",
@@ -314,6 +318,15 @@ def visible_gpus(environment: Mapping[str, str]) -> int:
 def rendezvous_port(environment: Mapping[str, str]) -> int | None:
     """CONVOY_RDZV_PORT, the port that a site wants the rendezvous on, or None."""
     return _count(environment, "CONVOY_RDZV_PORT")
+
+
+def least_nodes(environment: Mapping[str, str]) -> int | None:
+    """CONVOY_MIN_NODES: on how many nodes a job may continue when it has lost others, or None."""
+    least = _count(environment, "CONVOY_MIN_NODES")
+    nodes = int(environment.get("SLURM_JOB_NUM_NODES", "1"))
+    if least is not None and least > nodes and not environment.get("CONVOY_HOSTS"):
+        raise ConvoyError(f"CONVOY_MIN_NODES={least}, and the job has {nodes} node(s).")
+    return least
 
 
 def is_first_task(environment: Mapping[str, str]) -> bool:

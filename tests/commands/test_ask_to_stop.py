@@ -9,7 +9,7 @@ from convoy.topology import Agreement
 
 
 def test_the_launch_asks_its_own_start(tmp_path, capsys):
-    agreement = Agreement("8-0.1", "gl001:61000", str(tmp_path)).to_text()
+    agreement = Agreement("8-0.1", "gl001:61000", str(tmp_path), "gl001:61001", "/data").to_text()
     assert main(["ask-to-stop", "--signal=TERM", agreement]) == 0
     assert capsys.readouterr().out == "launch: SIGTERM: the ranks were asked to save and stop\n"
     run = RunDirectory(tmp_path)
@@ -19,7 +19,9 @@ def test_the_launch_asks_its_own_start(tmp_path, capsys):
 
 def test_a_directory_that_cannot_be_written_is_said(tmp_path, capsys):
     (tmp_path / "file").touch()
-    agreement = Agreement("8-0", "gl001:61000", str(tmp_path / "file")).to_text()
+    agreement = Agreement(
+        "8-0", "gl001:61000", str(tmp_path / "file"), "gl001:61001", "/data"
+    ).to_text()
     assert main(["ask-to-stop", agreement]) == 1
     assert "could not be asked to save and stop" in capsys.readouterr().err
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from convoy.commands.__main__ import main
-from convoy.commands.rendezvous import MARK
+from convoy.commands.rendezvous import LOST_MARK, MARK
 from convoy.topology import Agreement
 
 JOB = {
@@ -30,13 +30,15 @@ def rendezvous(ego_cache, foreign_tree, tmp_path, monkeypatch):
     return run
 
 
-def test_the_answer_is_one_marked_line(rendezvous, capsys, tmp_path):
+def test_the_answers_are_marked_lines(rendezvous, capsys, tmp_path, ego_cache):
     assert rendezvous() == 0
     printed = capsys.readouterr()
     (line,) = [line for line in printed.out.splitlines() if line.startswith(MARK)]
     agreement = Agreement.from_text(line.removeprefix(MARK))
     assert (agreement.start, agreement.run_dir) == ("12-1", str(tmp_path / "train/12"))
-    assert agreement.endpoint.startswith("127.0.0.1:6")
+    assert agreement.endpoint.startswith("127.0.0.1:6") and agreement.peers.startswith("127.0.0.1:")
+    assert agreement.peers != agreement.endpoint and agreement.data == str(ego_cache)
+    assert f"{LOST_MARK}{tmp_path}/train/12/logs/nodes-12-1/lost" in printed.out.splitlines()
     assert "launch: run directory" in printed.err
 
 

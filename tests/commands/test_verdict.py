@@ -25,7 +25,7 @@ def ended(tmp_path, capsys):
     events.record(run, "checkpoint", step=40)
 
     def ask(*arguments: str):
-        agreement = Agreement("7-0", "gl001:61000", str(tmp_path)).to_text()
+        agreement = Agreement("7-0", "gl001:61000", str(tmp_path), "gl001:61001", "/data").to_text()
         assert main(["verdict", f"--job={RUNNING}", *arguments, agreement]) == 0
         said = capsys.readouterr()
         marked = [line for line in said.out.splitlines() if line.startswith("convoy-verdict ")]
@@ -40,7 +40,7 @@ def test_a_lost_node_is_named_not_the_rank_that_noticed(ended):
     reset = "RuntimeError: Connection reset by peer"
     verdict.write(ended.run, "7-0", verdict.Failure(0, "gl001", 1.0, 1, reset))
     answer, said = ended("--status=1", "--answering=Welcome\ngl001")
-    assert answer == ["requeue", "75", "gl006"]
+    assert answer == ["requeue", "75", "gl006", "-"]
     assert said.splitlines()[0].startswith("convoy: gl006 went away")
     assert "failed first" not in said
     recorded = events.read(ended.run)[1:]
@@ -49,14 +49,67 @@ def test_a_lost_node_is_named_not_the_rank_that_noticed(ended):
     assert recorded[2]["step"] == 40
 
 
+def test_every_end_leaves_a_report(ended):
+    ended("--status=75", "--asked=USR1")
+    assert "<html" in ended.run.report.read_text()
+
+
+def elastic(ended, monkeypatch, overrides, nodes=("gl001", "gl006", "gl011"), config="32"):
+    """Three nodes of two ranks each; gl006 has gone, and the job may continue on two."""
+    monkeypatch.setenv("CONVOY_MIN_NODES", "2")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "3")
+    entry = {
+        "start": "7-0",
+        "software": {},
+        "nodes": list(nodes),
+        "processes_per_node": 2,
+        "overrides": overrides,
+    }
+    ended.run.launches.write_text(json.dumps(entry) + "\n")
+    ended.run.config.write_text(f"global_batch: {config}\n")
+    return ended("--status=75", "--answering=gl001\ngl011")
+
+
+def test_the_others_continue_with_the_same_global_batch(
+    ended, monkeypatch, ego_cache, foreign_tree
+):
+    cpu = ("trainer.params.accelerator=cpu", "trainer.params.precision=32-true")
+    given = ["agent=foreign_agent", f"cache_path={ego_cache}", *cpu]
+    answer, said = elastic(ended, monkeypatch, [*given, "global_batch=24"], config="24")
+    assert answer == ["shrink", "75", "gl006", "-"]
+    assert "launch: continuing on 2 nodes without gl006" in said
+    kinds = [entry["kind"] for entry in events.read(ended.run)][1:]
+    assert kinds == ["lost_node", "excluded_node", "shrink"]
+    # Where only the number of ranks made it what it is, it has to be named.
+    assert elastic(ended, monkeypatch, given, config="24")[0] == ["shrink", "75", "gl006", "24"]
+
+
+@pytest.mark.parametrize(
+    ("batch", "nodes", "said"),
+    [
+        ("30", ("gl001", "gl006", "gl011"), "global_batch=30 cannot be split over world size 4"),
+        ("24", ("gl006", "gl001", "gl011"), "the rendezvous was on it"),
+        ("24", ("gl001", "gl006"), "1 of the 2 that CONVOY_MIN_NODES asks for are left"),
+    ],
+)
+def test_where_the_others_cannot_continue_the_job_is_requeued(
+    ended, monkeypatch, ego_cache, foreign_tree, batch, nodes, said
+):
+    cpu = ("trainer.params.accelerator=cpu", "trainer.params.precision=32-true")
+    given = ["agent=foreign_agent", f"cache_path={ego_cache}", *cpu, f"global_batch={batch}"]
+    answer, shown = elastic(ended, monkeypatch, given, nodes, batch)
+    assert answer == ["requeue", "75", "gl006", "-"]
+    assert "launch: requeueing the job, without gl006 (" in shown and said in shown
+
+
 def test_a_killed_rank_is_started_again_until_that_leads_nowhere(ended):
     verdict.write(ended.run, "7-0", verdict.died(1, "gl006", -9))
     for _ in range(2):
         answer, said = ended("--status=1", "--answering=gl001\ngl006")
-        assert answer == ["again", "75"]
+        assert answer == ["again", "75", "-", "-"]
         assert "rank 1 on gl006 failed first: it was killed by SIGKILL" in said
     answer, said = ended("--status=1", "--answering=gl001\ngl006")
-    assert answer == ["end", "1"]
+    assert answer == ["end", "1", "-", "-"]
     assert "3 starts in a row ended at step 40" in said
     assert [entry["kind"] for entry in events.read(ended.run)][1:] == ["restart", "restart", "end"]
 
@@ -65,7 +118,7 @@ def test_a_stop_before_the_time_limit_is_requeued(ended):
     for host in ("gl001", "gl006"):
         node_state.write(ended.run, "7-0", node_state.NodeState(host, 1.0, 75, "SIGUSR1"))
     answer, said = ended("--status=75", "--asked=USR1")
-    assert answer == ["requeue", "75"]
+    assert answer == ["requeue", "75", "-", "-"]
     assert said.splitlines() == [
         "convoy: the ranks saved and stopped.",
         "launch: requeueing the job",

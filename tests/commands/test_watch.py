@@ -174,7 +174,7 @@ def test_stop_asks_for_a_checkpoint_and_forbids_the_requeue(preempted_run, progr
     assert stop_request.read(RunDirectory(preempted_run), "now", since=0) == signal.SIGUSR1
     assert (tmp_path / "calls").read_text().splitlines() == [
         "scontrol update JobId=12 Requeue=0",
-        "scancel --batch --signal=USR1 12",
+        "scancel --ctld --batch --signal=USR1 12",
     ]
     gone = convoy(exp, "stop", "12", path=path)
     assert gone.returncode == 1 and "Job 12 is not in the queue" in gone.stderr
@@ -198,3 +198,28 @@ def test_a_job_nobody_knows(tmp_path):
     assert (
         done.returncode == 1 and "There is no job 99 in the queue and no run of it" in done.stderr
     )
+
+
+def test_an_array_is_named_by_its_tasks(preempted_run, programs, tmp_path):
+    """All of its tasks are stopped together, those that wait first; one is watched at a time."""
+    row = (
+        "{}|me|users|l40s_public|{}|None|1|1:00:00|5:00:00|N/A|5|N/A|gres/gpu=8|N/A|gl001|q|convoy|"
+    )
+    rows = [
+        row.format("12_0", "RUNNING"),
+        row.format("12_10", "PENDING"),
+        row.format("9", "RUNNING"),
+    ]
+    listed = "\n".join(rows)
+    (programs / "squeue").write_text(f"#!/bin/sh\necho '{listed}'\n")
+    exp, path = preempted_run.parents[1], f"{programs}:/usr/bin:/bin"
+    said = convoy(exp, "watch", "12", path=path).stderr
+    assert "Job 12 is an array: name one of its tasks in the queue, 12_0 or 12_10" in said
+    assert "12_10" in convoy(exp, "watch", "12_10", "--once", path=path).stdout
+    done = convoy(exp, "stop", "12", "--no-wait", path=path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "calls").read_text().splitlines() == [
+        "scancel 12_10",
+        "scontrol update JobId=12_0 Requeue=0",
+        "scancel --ctld --batch --signal=USR1 12_0",
+    ]

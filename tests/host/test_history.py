@@ -43,6 +43,22 @@ def write(root: Path, **files: object) -> story.Story:
     return story.read(root)
 
 
+@pytest.mark.parametrize(
+    ("changes", "measured"),
+    [
+        ({}, 11.5),
+        ({"nodes": 1}, None),  # that is PCIe or NVLink
+        ({"backend": "gloo"}, None),  # that is a run on CPUs
+        ({"gb_per_s": None}, None),
+    ],
+)
+def test_the_network_between_nodes_is_the_one_of_the_latest_start(tmp_path, changes, measured):
+    event = {"kind": "all_reduce", "backend": "nccl", "nodes": 2, "gb_per_s": 11.5, **changes}
+    lines = [{**event, "nodes": 2, "backend": "nccl", "gb_per_s": 1.0}, event, {"kind": "finish"}]
+    run = write(tmp_path / "exp" / "12", events__jsonl="\n".join(map(json.dumps, lines)))
+    assert history.all_reduce_of(run) == measured
+
+
 def test_a_finished_run_is_an_observation(tmp_path):
     run = write(
         tmp_path / "exp" / "12",

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from convoy.errors import ConvoyError
 from convoy.host import job_file
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +33,24 @@ def test_any_number_of_nodes_has_a_file():
         4: "torchrun_4node.slurm",
         16: "torchrun_1node.slurm",
     }
+
+
+def test_a_job_that_may_continue_on_fewer_nodes():
+    file = job_file.choose(ROOT, 2)
+    options = job_file.elastic({"nodes": "2"}, 2, 1)
+    assert job_file.command(file, options, []) == [
+        "sbatch",
+        "--no-kill",
+        "--export=ALL,CONVOY_MIN_NODES=1",
+        str(file),
+    ]
+    text = job_file.render(file.read_text(), options, Path("/convoy"), [])
+    assert "\n#SBATCH --no-kill\n#SBATCH --export=ALL,CONVOY_MIN_NODES=1\n" in text
+    named = job_file.elastic({"export": "NONE,A=1"}, 2, 2)
+    assert named["export"] == "NONE,A=1,CONVOY_MIN_NODES=2"
+    for wrong in (0, 3):
+        with pytest.raises(ConvoyError, match=f"--min-nodes={wrong} must be from 1 to 2"):
+            job_file.elastic({}, 2, wrong)
 
 
 def test_only_what_differs_from_the_file_stands_in_the_command():

@@ -54,6 +54,15 @@ def test_a_faster_network_helps_and_a_measured_one_makes_it_surer():
     assert fast.spread < rate(SHARDS, shape).spread
 
 
+def test_what_earlier_runs_measured_of_the_network_counts():
+    """Runs of another agent measure the same network."""
+    shape = Shape("h200", 4, 8)
+    other = Workload("ego_status_mlp_agent", 176)
+    seen = [Observation(other, Shape("h200", 2, 8), 20_000.0, all_reduce=gb) for gb in (40, 50, 60)]
+    assert rate(SHARDS, shape, seen) == rate(SHARDS, shape, seen, all_reduce=50.0)
+    assert rate(SHARDS, shape, seen).samples_per_s > rate(SHARDS, shape, all_reduce=1).samples_per_s
+
+
 def test_a_gzip_cache_may_be_what_limits():
     shape = Shape("h200", 1, 8)
     assert rate(CACHE, shape).samples_per_s < rate(SHARDS, shape).samples_per_s

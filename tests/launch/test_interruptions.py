@@ -119,7 +119,7 @@ def test_a_signal_to_one_rank_stops_all_and_the_same_command_goes_on(start):
     )
     assert line, said
     step = int(line.group(1))
-    assert stopped.run.step_checkpoint(step).is_file()
+    assert stopped.run.step_checkpoint(step).is_file() and stopped.run.report.is_file()
     assert kinds(stopped)[0] == "start" and kinds(stopped)[-3:] == ["signal", "checkpoint", "stop"]
     epochs = f"trainer.params.max_epochs={step // 3 + 2}"  # three steps an epoch
     done = start(epochs, "trainer.params.deterministic=true")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from convoy.launch.next_start import STALLED_STARTS, Action, Job, decide, still_excluded
+from convoy.launch.next_start import STALLED_STARTS, Action, Job, Smaller, decide, still_excluded
 from convoy.launch.outcome import Kind, Outcome
 
 SHOWN = """JobId=42 JobName=convoy
@@ -77,6 +77,34 @@ def test_no_progress_over_several_starts_ends(ended):
 def test_progress_starts_the_count_anew():
     history = before(10, 10, 12, 14, 15, kind="requeue")
     assert decide(STOPPED, 75, RUNNING, True, 16, history).action is Action.REQUEUE
+
+
+@pytest.mark.parametrize(
+    ("ended", "asked", "smaller", "action", "said"),
+    [
+        (LOST, False, Smaller(1), Action.SHRINK, "continuing on 1 node without gl006"),
+        (LOST, False, Smaller(3), Action.SHRINK, "continuing on 3 nodes without gl006"),
+        (LOST, False, None, Action.REQUEUE, "requeueing the job, without gl006"),
+        (LOST, False, Smaller(1, "too few"), Action.REQUEUE, "without gl006 (too few)"),
+        # The time limit is near.
+        (LOST, True, Smaller(1), Action.REQUEUE, "requeueing the job, without gl006"),
+        (UNFIT, False, Smaller(1), Action.REQUEUE, "requeueing the job, without gl006"),
+        (KILLED, False, Smaller(1), Action.AGAIN, "again"),
+    ],
+)
+def test_what_follows_where_a_job_may_continue_on_fewer_nodes(ended, asked, smaller, action, said):
+    decision = decide(ended, 1, RUNNING, asked, 10, [], smaller=smaller)
+    assert decision.action is action and said in decision.reason
+    assert decision.excluded == decision.fresh == (() if ended is KILLED else ("gl006",))
+
+
+def test_a_job_that_continued_without_a_node_is_requeued_without_it():
+    events = [
+        {"kind": "excluded_node", "node": "gl006", "until": 300.0},
+        {"kind": "shrink", "step": 4},
+    ]
+    decision = decide(STOPPED, 75, RUNNING, True, 10, events, now=200.0)
+    assert (decision.action, decision.excluded) == (Action.REQUEUE, ("gl006",))
 
 
 def test_an_exclusion_runs_out():

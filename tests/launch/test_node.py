@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 
@@ -6,7 +7,7 @@ import pytest
 from convoy.errors import ConvoyError
 from convoy.launch import node
 from convoy.run.layout import RunDirectory
-from convoy.topology import Launch
+from convoy.topology import Agreement, Launch
 
 CPU = ("trainer.params.accelerator=cpu", "trainer.params.precision=32-true")
 
@@ -34,7 +35,8 @@ def test_the_other_tasks_of_a_step_leave_the_message_to_the_first(settings, alon
 def test_without_a_run_dir_the_start_names_it(settings, alone, monkeypatch, tmp_path):
     monkeypatch.setenv("NAVSIM_EXP_ROOT", str(tmp_path))
     unnamed = [word for word in settings if not word.startswith("run_dir=")]
-    assert node.check(unnamed, alone) == tmp_path / "train" / alone.start
+    run_dir, _ = node.check(unnamed, alone)
+    assert run_dir == tmp_path / "train" / alone.start
 
 
 def test_the_beginning_of_a_start_is_recorded_and_forgets_failures_of_its_name(
@@ -67,3 +69,21 @@ def test_the_interface_on_the_route_is_chosen_and_said(capsys, monkeypatch):
     assert "interface lo: 127.0.0.1 on lo is the route to 127.0.0.1" in capsys.readouterr().out
     assert node._choose_address(second) == "127.0.0.1"
     assert capsys.readouterr().out == ""  # the first node speaks for all
+
+
+def test_torch_is_loaded_before_a_node_shows_signs_of_life(tmp_path, monkeypatch):
+    """Its import holds up every other thread for as long as the file system takes."""
+    order = []
+
+    @contextlib.contextmanager
+    def in_touch(*_):
+        order.append("in touch")
+        yield None
+
+    monkeypatch.setattr(node, "load_torchrun", lambda: order.append("torch"))
+    monkeypatch.setattr(node, "in_touch", in_touch)
+    monkeypatch.setattr(node, "_run_ranks", lambda *_: order.append("ranks") or 0)
+    launch = Launch("job", 1, 2, "here", "7-0", ("gl001",), "gl001")
+    agreed = Agreement("7-0", "127.0.0.1:61000", str(tmp_path), "127.0.0.1:61001", str(tmp_path))
+    assert node.train_on_node(launch, [], agreed) == 0
+    assert order == ["torch", "in touch", "ranks"]

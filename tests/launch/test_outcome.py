@@ -55,6 +55,32 @@ def test_what_ended_it(status, failures, states, answering, kind, nodes, said):
     assert said in ended.reason
 
 
+def test_a_node_that_went_while_the_job_was_asked_to_stop():
+    """Then SLURM is not asked, and the other nodes know."""
+    ended = outcome(75, [RESET], HOSTS, without("gl006"), None, ("gl006",))
+    assert (ended.kind, ended.nodes) == (Kind.LOST, ("gl006",))
+    assert "shows no sign of life" in ended.reason
+
+
+def test_a_rank_that_adds_up_wrongly_makes_its_node_unfit():
+    wrong = failure("An all-reduce gave a wrong sum on rank 3", 3, "gl011", fixable=True)
+    ended = outcome(3, [wrong], HOSTS, ENDED, HOSTS)
+    assert (ended.kind, ended.nodes) == (Kind.UNFIT, ("gl011",))
+
+
+def test_each_side_of_a_cut_saw_the_other_go():
+    """The network is back: SLURM reaches both, and both have ended by themselves."""
+    ended = outcome(75, [], HOSTS, ENDED, HOSTS, ("gl006", "gl001"))
+    assert (ended.kind, ended.nodes) == (Kind.KILLED, ("gl006",))
+    assert ended.reason == "gl006 could not be reached for a while"
+
+
+def test_a_launcher_that_was_killed_is_no_lost_node():
+    ended = outcome(75, [RESET], HOSTS, without("gl006"), HOSTS, ("gl006",))
+    assert (ended.kind, ended.nodes) == (Kind.KILLED, ("gl006",))
+    assert "the launcher on gl006" in ended.reason
+
+
 def test_a_node_that_was_told_to_end_did_not_go_away():
     told = {**ENDED, "gl006": NodeState("gl006", 1.0, signal="SIGTERM")}
     assert outcome(75, [], HOSTS, told).kind is Kind.STOPPED

@@ -1,6 +1,7 @@
 """A node that is unfit is found before the ranks start, and named."""
 
 import os
+import socket
 import sys
 
 import pytest
@@ -13,6 +14,8 @@ from convoy.run.layout import RunDirectory
 from convoy.topology import Launch
 
 GIB = 1 << 30
+HERE = socket.gethostname()
+LAUNCH = Launch("job", 1, 2, "here", "7-0", (HERE,), HERE)
 
 
 @pytest.mark.parametrize(
@@ -31,10 +34,11 @@ def test_a_run_directory(free, speed, away, status, said):
 
 def test_a_fit_node_leaves_its_figures_and_no_file(tmp_path):
     run = RunDirectory(tmp_path)
-    assert preflight.preflight(run) == ""
+    assert preflight.preflight(run, LAUNCH, tmp_path, None) == {}
     (entry,) = events.read(run)
     assert entry["kind"] == "preflight" and entry["problems"] == []
     assert "MB/s" in entry["found"]["run directory"] and entry["seconds"] < 20
+    assert "GiB" in entry["found"]["/dev/shm"]
     assert [path.name for path in tmp_path.iterdir()] == ["events.jsonl"]
 
 
@@ -57,16 +61,16 @@ def gpus(monkeypatch, tmp_path):
 def test_gpus_that_do_not_answer(gpus, tmp_path, monkeypatch):
     gpus("exec sleep 60")
     monkeypatch.setattr(preflight, "PATIENCE", 0.2)
-    assert "GPUs: they did not answer within" in preflight.preflight(RunDirectory(tmp_path))
+    problems = preflight.preflight(RunDirectory(tmp_path), LAUNCH, tmp_path, None)
+    assert "GPUs: they did not answer within" in problems[HERE][-1]
 
 
 def test_an_unfit_node_starts_no_rank(gpus, tmp_path):
     gpus('echo "memory: GPU 1: another process holds 20 GiB of its memory"; exit 1')
     run = RunDirectory(tmp_path / "run")
     run.root.mkdir()
-    launch = Launch("job", 1, 2, "here", "7-0", ("gl001",), "gl001")
-    assert node._run_ranks(run, launch, "127.0.0.1", []) == ExitCode.PREFLIGHT
-    state = node_state.read(run, "7-0")["gl001"]
+    assert node._run_ranks(run, LAUNCH, "127.0.0.1", [], tmp_path) == ExitCode.PREFLIGHT
+    state = node_state.read(run, "7-0")[HERE]
     assert state.exit_code == ExitCode.PREFLIGHT
     assert state.problem.endswith("GPU 1: another process holds 20 GiB of its memory")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from convoy.errors import ExitCode
 from convoy.launch.signals import children
 
 SRC = Path(__file__).parents[2] / "src"
@@ -96,3 +97,20 @@ def test_a_rank_whose_launcher_is_killed_saves_and_ends(pair):
     launcher.kill()
     wait_for(lambda: heard.exists() and heard.read_text() == "SIGTERM")
     wait_for(lambda: not is_alive(rank))
+
+
+def test_ranks_end_at_once_with_their_launcher():
+    """They ignore SIGTERM, as ranks do that wait in a collective."""
+    program = (
+        "import subprocess\n"
+        "from convoy.launch.signals import end_ranks\n"
+        'rank = ["sh", "-c", "trap : TERM; echo here; while :; do sleep 0.1; done"]\n'
+        "child = subprocess.Popen(rank, stdout=subprocess.PIPE)\n"
+        "child.stdout.readline()\n"
+        "print(child.pid, flush=True)\n"
+        "end_ranks(delay=0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert done.returncode == ExitCode.RESUMABLE
+    state = Path(f"/proc/{int(done.stdout)}/stat")
+    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] in {"Z", "X"}

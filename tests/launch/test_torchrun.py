@@ -33,7 +33,9 @@ LAUNCHES = {
     ),
     "srun": (lambda _: Launch.from_environment(STEP), "10.0.0.1"),
     "job": (
-        lambda _: agreed_launch(STEP, Agreement("12-0", "[fd00::1]:61007", "/scratch/run")),
+        lambda _: agreed_launch(
+            STEP, Agreement("12-0", "[fd00::1]:61007", "/scratch/run", "[fd00::1]:61008", "/data")
+        ),
         "fd00::1",
     ),
 }

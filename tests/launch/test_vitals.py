@@ -45,9 +45,16 @@ def test_the_jobs_cgroup_of_both_versions(tmp_path):
 
 
 def test_nvidia_smi():
-    text = "0, 97, 30123, 46068, NVIDIA L40S\n1, [N/A], 0, 46068, NVIDIA L40S\nno devices\n"
+    text = (
+        "0, 97, 30123, 46068, 301.25, NVIDIA L40S\n"
+        "1, [N/A], 0, 46068, 30.00, NVIDIA L40S\n"
+        "2, 5, 10, 46068, [N/A], NVIDIA L40S\n"
+        "no devices\n"
+    )
+    known = {"busy": 97, "memory": 30123, "memory_total": 46068, "name": "NVIDIA L40S"}
     assert vitals.parse_gpus(text) == [
-        {"index": 0, "busy": 97, "memory": 30123, "memory_total": 46068, "name": "NVIDIA L40S"}
+        {"index": 0, "power": 301.25} | known,
+        {"index": 2} | known | {"busy": 5, "memory": 10},  # a card that gives no power
     ]
 
 

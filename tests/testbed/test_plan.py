@@ -240,7 +240,7 @@ def test_the_recommended_row_finishes_first_of_three(site):
     assert site.state(slower).startswith("RUNNING") and site.state(later).startswith("PENDING")
 
     said = site.convoy("stop", slower)
-    assert f"Job {slower} has ended; the same command goes on from its checkpoint" in said
+    assert f"Job {slower} has ended; the same command continues from its checkpoint" in said
     events = site.testbed.read(f"/scratch/exp/race/{slower}/events.jsonl")
     kept = site.testbed.run("ls", f"/scratch/exp/race/{slower}/checkpoints").out
     assert "stop" in events and "last.ckpt" in kept and not site.state(slower)

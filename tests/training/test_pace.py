@@ -15,6 +15,7 @@ from convoy.run import story
 from convoy.run.layout import RunDirectory
 from convoy.topology import Topology
 from convoy.training.pace import Pace
+from convoy.training.timers import StepTimers
 
 
 class Samples(Dataset[torch.Tensor]):
@@ -44,7 +45,7 @@ class Module(pl.LightningModule):
 
 @pytest.mark.parametrize(("data", "step", "bound"), [(0.06, 0.01, True), (0.0, 0.06, False)])
 def test_waiting_for_data_and_own_time(tmp_path, data, step, bound):
-    run = RunDirectory(tmp_path)
+    run, timers = RunDirectory(tmp_path), StepTimers()
     trainer = pl.Trainer(
         max_epochs=1,
         accelerator="cpu",
@@ -52,7 +53,8 @@ def test_waiting_for_data_and_own_time(tmp_path, data, step, bound):
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[Pace(run, Topology())],
+        callbacks=[Pace(run, Topology(), timers)],
+        profiler=timers,
     )
     trainer.fit(Module(step), DataLoader(Samples(data)))
     pace = json.loads(run.rank_pace(0).read_text())

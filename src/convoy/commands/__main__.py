@@ -14,6 +14,11 @@ from convoy.errors import ConvoyError
 # Name, the module with its `add_arguments` and `run`, and one line of help.
 COMMANDS = (
     ("train", "convoy.commands.train", "train on this node, a rank per GPU"),
+    (
+        "profile",
+        "convoy.commands.profile",
+        "trace a few warm steps of a training: where their time goes, on one page",
+    ),
     ("synth", "convoy.commands.synth", "write a synthetic data set in NAVSIM's cache format"),
     ("prepare", "convoy.commands.prepare", "pack a split's features and targets into shards"),
     ("data", "convoy.commands.data", "look into packed shards: info, verify, ls"),
@@ -41,6 +46,12 @@ COMMANDS = (
         "plan",
         "convoy.commands.plan",
         "what would finish when: partitions x nodes, and the best row",
+    ),
+    ("sweep", "convoy.commands.sweep", "the points of a sweep in one table and one picture"),
+    (
+        "score",
+        "convoy.commands.score",
+        "NAVSIM's PDM score of a checkpoint, on all cores of one machine or many nodes",
     ),
     ("watch", "convoy.commands.watch", "one job, live: why it waits, where it is, what to change"),
     ("list", "convoy.commands.list", "runs and jobs in one table"),

@@ -13,9 +13,10 @@ from convoy.errors import ExitCode
 from convoy.launch import network
 from convoy.launch.node import begin, check
 from convoy.run.layout import RunDirectory
-from convoy.topology import Agreement, Launch, rendezvous_port
+from convoy.topology import Agreement, Launch, least_nodes, rendezvous_port
 
 MARK = "convoy-agreement "
+LOST_MARK = "convoy-lost-nodes "  # the file in which nodes name one that went
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,12 +33,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     launch = Launch.of_job(os.environ)
-    run_dir = check(args.overrides, launch)
+    least_nodes(os.environ)  # a mistake in it is for now, not for when a node is lost
+    run_dir, data = check(args.overrides, launch)
     port = network.free_port(rendezvous_port(os.environ), seed=launch.start)
     address = network.address_towards(launch.peer) if launch.peer else "127.0.0.1"
-    begin(RunDirectory(run_dir), launch, args.overrides, args.changed.splitlines())
-    agreement = Agreement(launch.start, network.endpoint(address, port), str(run_dir))
+    directory = RunDirectory(run_dir)
+    begin(directory, launch, args.overrides, args.changed.splitlines())
+    peers = network.free_port(None, seed=launch.start, taken=(port,))
+    agreement = Agreement(
+        launch.start,
+        network.endpoint(address, port),
+        str(run_dir),
+        network.endpoint(address, peers),
+        str(data),
+    )
     print(f"launch: run directory {run_dir}, rendezvous at {agreement.endpoint}", file=sys.stderr)
     # On a line of its own, even where something was printed before without an end of line.
-    print(f"\n{MARK}{agreement.to_text()}")
+    print(f"\n{MARK}{agreement.to_text()}\n{LOST_MARK}{directory.lost_nodes(launch.start)}")
     return ExitCode.FINISHED

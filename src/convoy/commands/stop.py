@@ -14,7 +14,7 @@ EVERY = 2.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("job", help="job id or run directory")
+    parser.add_argument("job", help="job id, also of an array, or run directory")
     parser.add_argument(
         "--now",
         action="store_true",
@@ -25,26 +25,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     experiments = site.load(site.find_checkout()).experiments
-    found = locate.find(args.job, experiments)
+    jobs = locate.find_all(args.job, experiments)
+    for found in jobs:
+        _require_stoppable(args.job, found)
+    # Those that wait go first: they would start in the place of those that end.
+    for found in sorted(jobs, key=lambda found: not _waits(found)):
+        if args.now or _waits(found):
+            cluster.cancel(str(found.id))
+            print(f"Job {found.id} is cancelled.", flush=True)
+            continue
+        if found.root is not None:
+            _ask_the_ranks(RunDirectory(found.root))
+        cluster.ask_to_stop(str(found.id))
+        print(f"Job {found.id} was asked to write a checkpoint and end.", flush=True)
+    if not (args.now or args.no_wait):
+        for found in jobs:
+            if not _waits(found):
+                _wait(found)
+                where = f" Its run: {found.root}" if found.root else ""
+                print(
+                    f"Job {found.id} has ended; the same command continues from its "
+                    f"checkpoint.{where}",
+                    flush=True,
+                )
+    return ExitCode.FINISHED
+
+
+def _waits(found: Found) -> bool:
+    return found.job is not None and found.job.state == "PENDING"
+
+
+def _require_stoppable(target: str, found: Found) -> None:
     if found.id is None:
-        raise ConvoyError(f"{args.job} is not a run of a SLURM job: end its process with Ctrl-C.")
+        raise ConvoyError(f"{target} is not a run of a SLURM job: end its process with Ctrl-C.")
     if found.slurm:
         raise ConvoyError(f"SLURM does not answer, so nothing was stopped: {found.slurm}")
     if found.job is None:
         raise ConvoyError(f"Job {found.id} is not in the queue: there is nothing to stop.")
-    if args.now or found.job.state == "PENDING":
-        cluster.cancel(found.id)
-        print(f"Job {found.id} is cancelled.")
-        return ExitCode.FINISHED
-    if found.root is not None:
-        _ask_the_ranks(RunDirectory(found.root))
-    cluster.ask_to_stop(found.id)
-    print(f"Job {found.id} was asked to write a checkpoint and end.", flush=True)
-    if not args.no_wait:
-        _wait(found)
-        where = f" Its run: {found.root}" if found.root else ""
-        print(f"Job {found.id} has ended; the same command goes on from its checkpoint.{where}")
-    return ExitCode.FINISHED
 
 
 def _ask_the_ranks(run_: RunDirectory) -> None:

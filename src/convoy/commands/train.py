@@ -2,7 +2,6 @@
 
 import argparse
 import os
-from pathlib import Path
 
 from convoy.errors import ConvoyError
 from convoy.topology import Agreement, Launch, agreed_launch, is_first_task
@@ -30,19 +29,19 @@ def run(args: argparse.Namespace) -> int:
     from convoy.launch.node import train_on_node
 
     try:
-        launch, run_dir = _part(args)
+        launch, agreement = _part(args)
     except ConvoyError as error:  # every task of a step finds the same: one of them says so
         if is_first_task(os.environ):
             raise
         return error.exit_code
-    return train_on_node(launch, args.overrides, run_dir)
+    return train_on_node(launch, args.overrides, agreement)
 
 
-def _part(args: argparse.Namespace) -> tuple[Launch, Path | None]:
-    """This node's part, and the run directory where a job's first node has chosen it."""
+def _part(args: argparse.Namespace) -> tuple[Launch, Agreement | None]:
+    """This node's part, and what a job's first node has agreed on for all."""
     if args.agreement is not None:
         agreement = Agreement.from_text(args.agreement)
-        return agreed_launch(os.environ, agreement), Path(agreement.run_dir)
+        return agreed_launch(os.environ, agreement), agreement
     by_hand = (args.nodes, args.node_rank, args.rendezvous, args.start)
     if by_hand == (None,) * 4:
         return Launch.from_environment(os.environ), None

@@ -1,24 +1,33 @@
 """`convoy verdict`: how a start ended and what follows, for slurm/launch.sh.
 
 For a person: the rank or node that failed first, on standard error. For the batch script: one line
-with a mark, the action, the exit code and the nodes to avoid.
+with a mark, the action, the exit code, the nodes to avoid, and the global batch to keep (`-` for
+none).
 """
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
 
 from convoy.errors import ExitCode
 from convoy.launch import verdict
+from convoy.launch.fewer_nodes import without
 from convoy.launch.next_start import HOURS_EXCLUDED, Action, Decision, Job, decide
 from convoy.launch.outcome import Kind, Outcome, outcome
-from convoy.run import events, node_state
+from convoy.run import events, node_state, report
 from convoy.run.layout import RunDirectory
 from convoy.run.record import last_start
-from convoy.topology import Agreement
+from convoy.topology import Agreement, least_nodes
 
 MARK = "convoy-verdict "
+WORDS = {
+    Action.AGAIN: "restart",
+    Action.SHRINK: "shrink",
+    Action.REQUEUE: "requeue",
+    Action.END: "end",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,13 +43,19 @@ def run(args: argparse.Namespace) -> int:
     directory = RunDirectory(Path(agreement.run_dir))
     failures = verdict.read(directory, agreement.start)
     states = node_state.read(directory, agreement.start)
-    hosts = (last_start(directory) or {}).get("nodes", [])
+    started = last_start(directory) or {}
+    hosts = started.get("nodes", [])
     answering = None if args.answering is None else args.answering.split()
-    ended = outcome(args.status, failures, hosts, states, answering)
+    gone = node_state.lost(directory, agreement.start)
+    ended = outcome(args.status, failures, hosts, states, answering, gone)
     past = events.read(directory)
     step = max((entry["step"] for entry in past if entry["kind"] == "checkpoint"), default=0)
     job = Job.from_text(args.job)
-    decision = decide(ended, args.status, job, bool(args.asked), step, past)
+    keep, smaller = None, None
+    least = least_nodes(os.environ)
+    if least is not None and ended.kind is Kind.LOST:
+        keep, smaller = without(directory, started, ended.nodes, least)
+    decision = decide(ended, args.status, job, bool(args.asked), step, past, smaller=smaller)
 
     if ended.is_of_a_rank and failures:
         print(verdict.report(failures, directory), file=sys.stderr)
@@ -49,7 +64,9 @@ def run(args: argparse.Namespace) -> int:
     if decision.reason:
         print(f"launch: {decision.reason}", file=sys.stderr)
     _record(directory, agreement.start, ended, decision, step)
-    print(f"\n{MARK}{decision.action} {decision.exit_code} {','.join(decision.excluded)}")
+    avoid = ",".join(decision.excluded) or "-"
+    print(f"\n{MARK}{decision.action} {decision.exit_code} {avoid} {keep or '-'}")
+    report.leave(directory)
     return ExitCode.FINISHED
 
 
@@ -64,5 +81,5 @@ def _record(
         events.record(
             directory, "excluded_node", start=start, node=node, until=until, reason=ended.reason
         )
-    word = {Action.AGAIN: "restart", Action.REQUEUE: "requeue", Action.END: "end"}[decision.action]
+    word = WORDS[decision.action]
     events.record(directory, word, start=start, step=step, outcome=ended.kind, reason=ended.reason)

@@ -16,6 +16,7 @@ from convoy.errors import ConvoyError, ExitCode
 from convoy.host import locate, site
 from convoy.host.locate import Found
 from convoy.host.view import View, view
+from convoy.run.charts import PART_NAMES
 from convoy.run.timeline import seconds, span, words
 
 if TYPE_CHECKING:  # rich takes a tenth of a second, which --help does not need
@@ -123,10 +124,16 @@ def _progress(shown: View) -> "Iterator[RenderableType]":
     waiting = shown.run.data_wait if shown.run else None
     if waiting is not None:
         said.append(f"waits for data {waiting:.0%}")
+    if shown.run and shown.run.step_s:
+        said.append(f"{shown.run.step_s * 1000:.1f} ms a step")
     ade = shown.run.metrics.get("val/ade") if shown.run else None
     if ade:
         said.append(f"ADE {ade[-1].value:.3f} m")
     yield Text("  ".join(said))
+    if shown.run and shown.run.parts:
+        parts = sorted(shown.run.parts.items(), key=lambda pair: -pair[1])
+        longest = [f"{PART_NAMES.get(part, part)} {value * 1000:.1f}" for part, value in parts[:5]]
+        yield Text(f"of a step, ms: {', '.join(longest)}")
     if shown.state == "FINISHED":
         return
     said = []
@@ -144,22 +151,25 @@ def _nodes(shown: View) -> "Iterator[RenderableType]":
 
     if shown.run is None or not shown.run.vitals:
         return
+    newest = {host: samples[-1] for host, samples in shown.run.vitals.items()}
+    power = any("power" in gpu for last in newest.values() for gpu in last.get("gpus") or ())
     table = Table(
         "node",
         "GPUs busy, %",
+        *(["GPU power, W"] if power else []),
         "GPU memory, GiB",
         "host memory, GiB",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    for host, samples in shown.run.vitals.items():
-        last = samples[-1]
+    for host, last in newest.items():
         gpus = last.get("gpus") or []
         full = max((gpu.get("memory", 0) for gpu in gpus), default=0)
         total = max((gpu.get("memory_total", 0) for gpu in gpus), default=0)
         table.add_row(
             host,
             " ".join(str(gpu.get("busy", "?")) for gpu in gpus) or "-",
+            *([" ".join(f"{gpu.get('power', 0):.0f}" for gpu in gpus) or "-"] if power else []),
             f"{full / 1024:.0f} of {total / 1024:.0f}" if total else "-",
             f"{last.get('memory', 0) / 2**30:.0f} of {last.get('memory_limit', 0) / 2**30:.0f}",
         )

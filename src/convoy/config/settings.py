@@ -64,6 +64,8 @@ SETTINGS: dict[str, Kind] = {
     "tracker": one_of("wandb", "mlflow") | NULL,
     "checkpoint.every_minutes": number(least=0),
     "checkpoint.keep": whole(1),
+    "profile.steps": whole(0),
+    "profile.warm": whole(1),
     "speed": one_of(*SPEED_LEVELS),
     **{f"speed_switches.{name}": SWITCH | NULL for name in SPEED_SWITCHES},
     "compile_cache": TEXT | NULL,

@@ -22,6 +22,11 @@ def check_workers(workers: int | None) -> None:
         raise ConvoyError(f"workers must be at least 1, got {workers}.")
 
 
+def available() -> int:
+    """How many processes this one may keep at work."""
+    return len(os.sched_getaffinity(0))
+
+
 def run(
     function: Callable[[Any, Task], Result],
     plan: Any,
@@ -35,7 +40,7 @@ def run(
     One worker works in this process. `prepare` is called first in each other process.
     """
     tasks = list(tasks)
-    workers = min(workers or len(os.sched_getaffinity(0)), len(tasks))
+    workers = min(workers or available(), len(tasks))
     if workers <= 1:
         yield from ((task, function(plan, task)) for task in tasks)
         return

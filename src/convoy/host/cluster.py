@@ -348,4 +348,6 @@ def cancel(job: str) -> None:
 def ask_to_stop(job: str) -> None:
     """Tell a running job's batch script to checkpoint and end, and SLURM not to requeue it."""
     run("scontrol", "update", f"JobId={job}", "Requeue=0")
-    run("scancel", "--batch", "--signal=USR1", job)
+    # Of a task of an array SLURM 26.05 says that it cannot be altered, though the signal arrives;
+    # without --ctld scancel tries again for two minutes.
+    run("scancel", "--ctld", "--batch", "--signal=USR1", job)

@@ -63,7 +63,17 @@ def observation(run: Story) -> Observation | None:
         run.config.get("speed", "plain"),
     )
     shape = Shape(gpu_name(gpu), nodes, max(1, world // nodes))
-    return Observation(workload, shape, rate, run.name)
+    return Observation(workload, shape, rate, run.name, all_reduce_of(run))
+
+
+def all_reduce_of(run: Story) -> float | None:
+    """GB/s between nodes, as the GPUs of the run's latest start measured it."""
+    for event in reversed(run.events):
+        if event.get("kind") == "all_reduce":
+            value = event.get("gb_per_s")
+            between = event.get("backend") == "nccl" and (event.get("nodes") or 1) > 1
+            return float(value) if between and isinstance(value, int | float) and value else None
+    return None
 
 
 def rate_of(run: Story) -> float | None:

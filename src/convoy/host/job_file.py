@@ -5,6 +5,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from convoy.errors import ConvoyError
+
 _DIRECTIVE = re.compile(r"#SBATCH --([a-z-]+)=?(.*)")
 
 
@@ -36,8 +38,21 @@ def render(text: str, options: Mapping[str, str], root: Path, arguments: Sequenc
 def command(job_file: Path, options: Mapping[str, str], arguments: Sequence[str]) -> list[str]:
     """The sbatch call; only options that differ from the job file's stand in it."""
     own = directives(job_file.read_text())
-    given = [f"--{name}={value}" for name, value in options.items() if own.get(name) != value]
+    given = [
+        f"--{name}={value}" if value else f"--{name}"
+        for name, value in options.items()
+        if own.get(name) != value
+    ]
     return ["sbatch", *given, str(job_file), *arguments]
+
+
+def elastic(options: Mapping[str, str], nodes: int, least: int) -> dict[str, str]:
+    """`options` of a job that continues on `least` nodes or more when it has lost others: SLURM
+    would end it with the first node that fails."""
+    if not 1 <= least <= nodes:
+        raise ConvoyError(f"--min-nodes={least} must be from 1 to {nodes} (--nodes).")
+    variables = f"{options.get('export', 'ALL')},CONVOY_MIN_NODES={least}"
+    return {**options, "no-kill": "", "export": variables}
 
 
 def seconds(text: str) -> int | None:

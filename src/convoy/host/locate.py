@@ -32,6 +32,13 @@ def find(target: str | None, experiments: Path) -> Found:
     if path.is_dir():
         job = job_of(path)
         return Found(job, _job(queue, job), path.absolute(), problem)
+    tasks = _tasks(queue, target)
+    if tasks:
+        raise ConvoyError(
+            f"Job {target} is an array: name one of its tasks in the queue, "
+            f"{' or '.join(dict.fromkeys((tasks[0].id, tasks[-1].id)))}, say. convoy sweep shows "
+            "them all."
+        )
     root = run_of(target, experiments)
     known = _job(queue, target)
     if known is None and not problem and target.partition("_")[0].isdigit():
@@ -46,6 +53,15 @@ def find(target: str | None, experiments: Path) -> Found:
             "Give a job id or a run directory; convoy list shows both."
         )
     return Found(target, known, root, problem)
+
+
+def find_all(target: str, experiments: Path) -> list[Found]:
+    """The tasks of an array that are in the queue, else what `find` finds."""
+    queue, _ = own_jobs()
+    tasks = _tasks(queue, target)
+    if not tasks:
+        return [find(target, experiments)]
+    return [Found(task.id, task, run_of(task.id, experiments)) for task in tasks]
 
 
 def own_jobs() -> tuple[list[Job], str]:
@@ -96,6 +112,12 @@ def job_of(root: Path) -> str | None:
 
 def _job(queue: Sequence[Job], job: str | None) -> Job | None:
     return next((known for known in queue if known.id == job), None)
+
+
+def _tasks(queue: Sequence[Job], job: str) -> list[Job]:
+    """Tasks of the array `job`, by number."""
+    found = [known for known in queue if known.id.startswith(f"{job}_")]
+    return sorted(found, key=lambda task: int(task.id.partition("_")[2]))
 
 
 def _number(job: str) -> int:

@@ -112,6 +112,7 @@ class Observation:
     shape: Shape
     samples_per_s: float
     where: str = "an earlier run"
+    all_reduce: float | None = None  # measured between its nodes, GB/s
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,10 @@ def predict(
 ) -> Rate:
     """The rate of `workload` on `shape`.
 
-    `all_reduce` is a measured bandwidth between nodes, GB/s.
+    `all_reduce` is a measured bandwidth between nodes, GB/s; without it, what earlier runs measured
+    counts.
     """
+    all_reduce = all_reduce or _measured(observations)
     alike = [seen for seen in observations if seen.workload.agent == workload.agent]
     same_gpu = [seen for seen in alike if seen.shape.gpu == shape.gpu]
     if same_gpu:
@@ -147,6 +150,12 @@ def predict(
     if alike:
         return _from_run(workload, shape, _closest(workload, shape, alike), all_reduce)
     return _prior(workload, shape, all_reduce)
+
+
+def _measured(observations: Sequence[Observation]) -> float | None:
+    """Between nodes, GB/s: the median of the runs that measured it, whatever their agent."""
+    found = [seen.all_reduce for seen in observations if seen.all_reduce]
+    return statistics.median(found) if found else None
 
 
 def _closest(
@@ -170,7 +179,7 @@ def _from_run(
     """Scale earlier rates by the model's ratio between their shape and this one."""
     rates, spreads = [], []
     for run in seen:
-        alone = _without_communication(run, all_reduce)
+        alone = _without_communication(run, run.all_reduce or all_reduce)
         alone *= _alone(workload, shape) / _alone(run.workload, run.shape)
         rates.append(_with_communication(workload, shape, alone, all_reduce))
         doublings = abs(math.log2(shape.world_size / run.shape.world_size))

@@ -3,11 +3,13 @@
 Standard library only, but for `convoy check`, which runs in the image.
 """
 
+import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from convoy.errors import ConvoyError
 from convoy.host import cluster, job_file
@@ -55,12 +57,24 @@ class Submission:
 
 def check(submission: Submission, estimate: str | None) -> None:
     """Raise ConvoyError for what would fail after the queue; `estimate` is how long it takes."""
-    site, effective = submission.site, submission.effective
-    _require_image(site.image)
-    _require_writable(site.experiments)
-    _require_time(effective, estimate)
+    _require_place_and_time(submission, estimate)
     _check_in_image(submission)
-    _require_estimate_of_the_run(effective["time"], submission.overrides)
+    _require_estimate_of_the_run(submission.effective["time"], submission.overrides)
+
+
+def check_points(submission: Submission, sweep: Path, estimate: str | None) -> list[dict[str, Any]]:
+    """The same for a sweep below the folder `sweep`, whose words `submission` has: its points, each
+    of them checked, as `convoy check --multirun` prints them. `estimate` is of one point."""
+    _require_place_and_time(submission, estimate)
+    printed = _check_in_image(submission, "--multirun", f"--sweep={sweep}")
+    points: list[dict[str, Any]] = json.loads(printed)
+    return points
+
+
+def _require_place_and_time(submission: Submission, estimate: str | None) -> None:
+    _require_image(submission.site.image)
+    _require_writable(submission.site.experiments)
+    _require_time(submission.effective, estimate)
 
 
 def _require_image(image: Path) -> None:
@@ -109,9 +123,9 @@ def _require_time(effective: Mapping[str, str], estimate: str | None) -> None:
         _require_within("--estimate", _seconds("--estimate", estimate), effective["time"])
 
 
-def _check_in_image(submission: Submission) -> None:
+def _check_in_image(submission: Submission, *options: str) -> str:
     """`convoy check` as the job will see it: in the image, with its bind paths. Its own messages
-    reach the user."""
+    reach the user; returns what it prints."""
     site = submission.site
     gpus = submission.effective["gpus-per-node"].rpartition(":")[2]
     environment = {
@@ -125,13 +139,15 @@ def _check_in_image(submission: Submission) -> None:
         "--quiet",
         f"--nodes={submission.nodes}",
         f"--processes-per-node={gpus}",
+        *options,
         "--",
         *site.overrides,
         *submission.overrides,
     ]
-    checked = subprocess.run(command, env=environment)
+    checked = subprocess.run(command, env=environment, text=True, stdout=subprocess.PIPE)
     if checked.returncode:
         raise SystemExit(checked.returncode)
+    return checked.stdout
 
 
 def _require_estimate_of_the_run(limit: str, overrides: Sequence[str]) -> None:

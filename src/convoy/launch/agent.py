@@ -1,6 +1,7 @@
 """torchrun's agent in this process, so that its verdict on each rank is at hand when one fails."""
 
 import contextlib
+import importlib
 import logging
 import os
 import signal
@@ -35,6 +36,12 @@ class Failed:
 
     def report(self) -> str:
         return verdict.report(list(self.failures), self.run)
+
+
+def load_torchrun() -> None:
+    """Import torchrun. From a cold file system that takes half a minute in which no other thread of
+    this process runs, so it comes before anything that has to show signs of life."""
+    importlib.import_module("torch.distributed.run")
 
 
 def run_torchrun(

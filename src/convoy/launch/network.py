@@ -7,6 +7,7 @@ import random
 import socket
 import struct
 import zlib
+from collections.abc import Container
 from pathlib import Path
 
 from convoy.errors import ConvoyError
@@ -77,9 +78,9 @@ def endpoint(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def free_port(wanted: int | None, seed: str) -> int:
-    """`wanted`, or else a port of `PORTS`; either is bound here for a moment to see that nobody has
-    it.
+def free_port(wanted: int | None, seed: str, taken: Container[int] = ()) -> int:
+    """`wanted`, or else a port of `PORTS` that is not among `taken`; either is bound here for a
+    moment to see that nobody has it.
 
     `seed` (the job's id) decides where the search starts, so that jobs which start at the same
     moment on one node look at different ports. Raises ConvoyError where `wanted` is taken.
@@ -92,11 +93,17 @@ def free_port(wanted: int | None, seed: str) -> int:
             )
         return wanted
     for port in random.Random(seed).sample(PORTS, len(PORTS)):
-        if _can_bind(port):
+        if port not in taken and _can_bind(port):
             return port
     raise ConvoyError(
         f"No port from {PORTS.start} to {PORTS.stop - 1} is free on {socket.gethostname()}."
     )
+
+
+def host_and_port(endpoint: str) -> tuple[str, int]:
+    """The inverse of `endpoint`."""
+    host, _, port = endpoint.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def port_of(seed: str) -> int:

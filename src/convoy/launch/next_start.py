@@ -18,6 +18,7 @@ from convoy.topology import expand_hosts
 STALLED_STARTS = 3  # ended in a row at one step: then something has to be changed by hand
 MOST_STARTS = 200
 HOURS_EXCLUDED = 12.0
+CONTINUED = ("restart", "requeue", "shrink")  # events of the starts that another one followed
 
 
 class Action(StrEnum):
@@ -25,6 +26,7 @@ class Action(StrEnum):
 
     END = "end"
     AGAIN = "again"
+    SHRINK = "shrink"  # again, on the nodes that are left
     REQUEUE = "requeue"
 
 
@@ -47,8 +49,16 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Smaller:
+    """A start on the nodes that are left; `refused` says why it cannot be, or nothing."""
+
+    nodes: int
+    refused: str = ""
+
+
+@dataclass(frozen=True)
 class Decision:
-    """`excluded` are all nodes that the requeued job must avoid, `fresh` those that this start
+    """`excluded` are all nodes that the next start must avoid, `fresh` those that this start
     adds."""
 
     action: Action
@@ -66,9 +76,11 @@ def decide(
     step: int,
     events: Sequence[Mapping[str, Any]],
     now: float | None = None,
+    smaller: Smaller | None = None,
 ) -> Decision:
     """`asked`: the batch script was told to stop. `step` is that of the newest checkpoint, `events`
-    are the run's so far. Pure but for the clock."""
+    are the run's so far. `smaller`: what may be done without a lost node. Pure but for the
+    clock."""
     now = time.time() if now is None else now
     if ended.kind is Kind.FAILED:
         return Decision(Action.END, "", status)
@@ -77,7 +89,7 @@ def decide(
         return Decision(
             Action.END, f"SLURM is ending the job ({job.state}): it decides what follows", code
         )
-    before = [entry for entry in events if entry["kind"] in ("restart", "requeue")]
+    before = [entry for entry in events if entry["kind"] in CONTINUED]
     stalled = 1
     for entry in reversed(before):
         if entry.get("step") != step:
@@ -94,20 +106,34 @@ def decide(
         return Decision(Action.END, reason, ExitCode.FAILED)
     if ended.kind is Kind.KILLED and not asked:
         return Decision(Action.AGAIN, "starting the ranks again in this job", code)
-    if not job.may_requeue:
-        reason = "the job may not be requeued (--requeue, and sbatch); the same command goes on"
-        return Decision(Action.END, reason, code)
     fresh = ended.nodes if ended.kind in (Kind.UNFIT, Kind.LOST) else ()
     kept = still_excluded(events, job, now)
     excluded = (*kept, *(host for host in fresh if host not in kept))
+    why = ""
+    if ended.kind is Kind.LOST and smaller is not None and not asked:
+        why = smaller.refused
+        if not why:
+            left = f"continuing on {_nodes(smaller.nodes)} without {', '.join(fresh)}"
+            return Decision(Action.SHRINK, left, code, fresh, fresh)
+        why = f" ({why})"
+    if not job.may_requeue:
+        reason = (
+            f"the job may not be requeued (--requeue, and sbatch){why}; the same command goes on"
+        )
+        return Decision(Action.END, reason, code)
     without = f", without {', '.join(excluded)}" if excluded else ""
-    return Decision(Action.REQUEUE, f"requeueing the job{without}", code, excluded, fresh)
+    return Decision(Action.REQUEUE, f"requeueing the job{without}{why}", code, excluded, fresh)
+
+
+def _nodes(count: int) -> str:
+    return f"{count} node{'' if count == 1 else 's'}"
 
 
 def still_excluded(events: Sequence[Mapping[str, Any]], job: Job, now: float) -> tuple[str, ...]:
-    """The job's excluded nodes, but for those that this run excluded and whose time is over."""
+    """The job's excluded nodes and those that this run excluded, but for whose time is over."""
     until: dict[str, float] = {}
     for entry in events:
         if entry["kind"] == "excluded_node":
             until[entry["node"]] = entry["until"]
-    return tuple(host for host in job.excluded if until.get(host, now + 1) > now)
+    named = dict.fromkeys((*job.excluded, *until))
+    return tuple(host for host in named if until.get(host, now + 1) > now)

@@ -46,9 +46,11 @@ def outcome(
     hosts: Sequence[str],
     states: Mapping[str, NodeState],
     answering: Sequence[str] | None = None,
+    gone: Sequence[str] = (),
 ) -> Outcome:
     """`status` is srun's, `failures` have the cause first, `hosts` are the start's nodes, those
-    `answering` took a step of SLURM's afterwards (None: nobody asked).
+    `answering` took a step of SLURM's afterwards (None: nobody asked), `gone` are those that went
+    away in the eyes of the others.
 
     What ranks say that lost their peers counts last: it is what a node that went away looks like
     from the others.
@@ -57,20 +59,28 @@ def outcome(
     if unfit:
         said = "; ".join(f"{state.host}: {state.problem}" for state in unfit)
         return Outcome(Kind.UNFIT, f"unfit for the run: {said}", _names(unfit))
-    lost = tuple(host for host in hosts if answering and host not in answering)
+    silent = tuple(host for host in hosts if host in states and states[host].is_silent)
+    if answering is None:
+        lost = tuple(host for host in silent if host in gone)
+        reason = f"{_list(lost)} went away: it shows no sign of life any more"
+    else:
+        lost = tuple(host for host in hosts if answering and host not in answering)
+        reason = f"{_list(lost)} went away: SLURM cannot reach it any more"
     if lost:
-        return Outcome(Kind.LOST, f"{_list(lost)} went away: SLURM cannot reach it any more", lost)
+        return Outcome(Kind.LOST, reason, lost)
     first = failures[0] if failures else None
     if first is not None and not first.is_consequence:
         where = f"rank {first.rank} on {first.host}"
-        if HARDWARE.search(first.message):
+        if HARDWARE.search(first.message) or first.exit_code == ExitCode.PREFLIGHT:
             return Outcome(Kind.UNFIT, f"{where}: {first.message}", (first.host,))
         if first.exit_code < 0 or first.exit_code == ExitCode.RESUMABLE:
             return Outcome(Kind.KILLED, f"{where}: {first.message}")
         return Outcome(Kind.FAILED, f"{where}: {first.message}")
-    silent = tuple(host for host in hosts if host in states and states[host].is_silent)
     if silent:
         return Outcome(Kind.KILLED, f"the launcher on {_list(silent)} was killed", silent)
+    if gone:  # each side of a cut sees the other one go; the rendezvous is on the first node
+        cut = tuple(host for host in gone if host != hosts[0]) or tuple(gone)
+        return Outcome(Kind.KILLED, f"{_list(cut)} could not be reached for a while", cut)
     if status == ExitCode.RESUMABLE:
         return Outcome(Kind.STOPPED, "the ranks saved and stopped")
     if first is not None:
@@ -83,4 +93,5 @@ def _names(states: Sequence[NodeState]) -> tuple[str, ...]:
 
 
 def _list(hosts: Sequence[str]) -> str:
-    return hosts[0] if len(hosts) == 1 else f"{', '.join(hosts[:-1])} and {hosts[-1]}"
+    *others, last = hosts or ("nobody",)
+    return f"{', '.join(others)} and {last}" if others else last

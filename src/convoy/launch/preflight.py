@@ -1,5 +1,5 @@
-"""What a node must show before it takes part in a job's start: one that cannot is named, and the
-job goes on without it.
+"""What the nodes of a job's start must show before their ranks start: one that cannot is named, and
+the job continues without it. All look at themselves at once, then compare what they found.
 
 `python -m convoy.launch.preflight GPUS` looks at the GPUs, in a process of its own: a broken one
 can hang whoever asks it, and what torch takes of its memory goes back.
@@ -10,14 +10,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convoy.health import compat, gpu, host
+from convoy.health import compat, gpu, gpu_errors, host
 from convoy.health.finding import Finding, Status, examine
+from convoy.launch.comparison import CLOCK, compare, word
+from convoy.launch.peers import Gathering, LostNode, Peers
 from convoy.run import events
+from convoy.run.image import read_manifest
 from convoy.run.layout import RunDirectory
-from convoy.topology import gpus_of_node
+from convoy.topology import Launch, gpus_of_node
 
 if TYPE_CHECKING:
     import torch
@@ -26,22 +30,49 @@ PATIENCE = 20.0  # seconds for the GPUs
 LEAST_FREE = 1 << 30  # bytes: room for a few checkpoints and logs
 LEAST_SPEED = 5e6  # bytes/s into the run directory
 PROBE = 16 << 20  # bytes that are written to measure that
-CLOCK = 60.0  # seconds that this node and the file server may differ
 
 
-def preflight(run: RunDirectory) -> str:
-    """Why this node cannot take part, or nothing. Recorded as an event either way."""
+def preflight(
+    run: RunDirectory, launch: Launch, data: Path, peers: Peers | None
+) -> dict[str, list[str]]:
+    """The problems of each node that cannot take part, by host; the same on every node.
+
+    This node's findings are recorded as an event either way. Raises LostNode where a node did not
+    come.
+    """
     began = time.monotonic()
-    findings = [*examine({"run directory": lambda: _run_directory(run.root)}), *_gpus()]
-    problems = [f"{f.name}: {f.found}" for f in findings if f.status is Status.FAIL]
+    with ThreadPoolExecutor() as pool:
+        looking = [pool.submit(lambda: list(_gpu_errors())), pool.submit(lambda: list(_gpus()))]
+        here = {
+            "run directory": lambda: _run_directory(run.root),
+            "/dev/shm": host.examine_shared_memory,
+        }
+        findings = [*examine(here), *(finding for found in looking for finding in found.result())]
+        own = [f"{f.name}: {f.found}" for f in findings if f.status is Status.FAIL]
+        manifest = read_manifest()
+        said = word(launch.hosts, data, manifest["digest"] if manifest else None, own)
+    seconds = time.monotonic() - began
+    if peers is None:
+        gathering = Gathering({launch.host: said}, (), {})
+    else:
+        gathering = peers.gather(said)
+    problems, notes = compare(gathering)
     events.record(
         run,
         "preflight",
-        seconds=round(time.monotonic() - began, 2),
-        problems=problems,
+        start=launch.start,
+        seconds=round(seconds, 2),
+        with_the_others=round(time.monotonic() - began, 2),
+        problems=problems.get(launch.host, []),
+        notes=notes,
         found={finding.name: finding.found for finding in findings},
     )
-    return "; ".join(problems)
+    if launch.is_host:
+        for note in notes:
+            print(f"launch: {note}", flush=True)
+    if gathering.missing:
+        raise LostNode(*gathering.missing)
+    return problems
 
 
 def _run_directory(root: Path) -> tuple[Status, str]:
@@ -75,6 +106,12 @@ def judge_run_directory(free: float, speed: float, away: float) -> tuple[Status,
     if away > CLOCK:
         return Status.FAIL, f"{found}: this node's clock is wrong"
     return Status.OK, found
+
+
+def _gpu_errors() -> Iterator[Finding]:
+    """What driver and kernel have noted of the GPUs; nothing where there is no driver."""
+    if gpus_of_node(os.environ) and compat.DRIVER.exists():
+        yield from examine({"memory errors": gpu_errors.examine_errors})
 
 
 def _gpus() -> Iterator[Finding]:

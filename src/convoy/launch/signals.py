@@ -4,9 +4,13 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
+
+from convoy.errors import ExitCode
 
 # Those that ask a run to save and stop. torchrun's agent would die of SIGUSR1 and leave its ranks
 # alone; of the others it gives them 30 seconds.
@@ -61,6 +65,19 @@ def looked_for(request: Callable[[], int], every: float = 1.0) -> Iterator[None]
         yield
     finally:
         over.set()
+
+
+def end_ranks(delay: float = 1.0) -> NoReturn:
+    """End this process and its ranks at once: they wait for a node that is gone, and the agent
+    would wait for a store that may have been there.
+
+    `delay` is for the threads that tell other nodes.
+    """
+    time.sleep(delay)
+    for rank in children(os.getpid()):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rank, signal.SIGKILL)
+    os._exit(ExitCode.RESUMABLE)
 
 
 def children(pid: int) -> list[int]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 INTERVAL = 15.0  # seconds; a line is about 300 bytes, so a day leaves under 2 MB a node
-GPU_QUERY = "index,utilization.gpu,memory.used,memory.total,name"
+GPU_QUERY = "index,utilization.gpu,memory.used,memory.total,power.draw,name"
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -47,7 +47,7 @@ def _loop(path: Path, interval: float, stop: threading.Event) -> None:
 
 
 def sample() -> dict[str, Any]:
-    """Now: `time`, `memory` and `memory_limit` of the host in bytes, `gpus` with % and MiB."""
+    """Now: `time`, `memory` and `memory_limit` of the host in bytes, `gpus` with %, MiB, W."""
     used, limit = host_memory()
     return {"time": round(time.time(), 1), "memory": used, "memory_limit": limit, "gpus": gpus()}
 
@@ -97,7 +97,7 @@ def _own_cgroup(proc: Path, cgroup: Path) -> Path | None:
 
 
 def gpus() -> list[Mapping[str, Any]]:
-    """Of each GPU of this node: index, % busy, memory and memory_total in MiB, name."""
+    """Of each GPU of this node: index, % busy, memory and memory_total in MiB, power in W, name."""
     command = ("nvidia-smi", f"--query-gpu={GPU_QUERY}", "--format=csv,noheader,nounits")
     try:
         done = subprocess.run(command, text=True, capture_output=True, timeout=10)
@@ -107,11 +107,15 @@ def gpus() -> list[Mapping[str, Any]]:
 
 
 def parse_gpus(text: str) -> list[Mapping[str, Any]]:
-    """Lines of nvidia-smi; a figure that a card does not give (`[N/A]`) leaves the card out."""
+    """Lines of nvidia-smi; a figure that a card does not give (`[N/A]`) leaves the card out, but
+    for its power."""
     found: list[Mapping[str, Any]] = []
     for line in text.splitlines():
-        *words, name = (word.strip() for word in line.split(",", 4))
-        if len(words) == 4 and all(word.isdigit() for word in words):
-            figures = zip(("index", "busy", "memory", "memory_total"), map(int, words), strict=True)
-            found.append({**dict(figures), "name": name})
+        *words, name = (word.strip() for word in line.split(",", 5))
+        if len(words) == 5 and all(word.isdigit() for word in words[:4]):
+            names = ("index", "busy", "memory", "memory_total")
+            figures: dict[str, Any] = dict(zip(names, map(int, words), strict=False))
+            with contextlib.suppress(ValueError):
+                figures["power"] = float(words[4])
+            found.append({**figures, "name": name})
     return found

@@ -11,9 +11,10 @@ from convoy.navsim.importing import make_importable
 
 
 def scene_split(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The `train_test_split` of that name as NAVSIM's YAML has it: `data_split`, and `scene_filter`
-    (SceneFilter's arguments), after `overrides` like `train_test_split.scene_filter.log_names=[a]`.
-    Read without Hydra, which takes 14 s over navtrain's 103,288 tokens."""
+    """The `train_test_split` of that name as NAVSIM's YAML has it: `data_split`, `scene_filter`
+    (SceneFilter's arguments) and, of two-stage splits, `reactive_all_mapping`; after `overrides`
+    like `train_test_split.scene_filter.log_names=[a]`. Read without Hydra, which takes 14 s over
+    navtrain's 103,288 tokens."""
     folder = tree.config_directory()
     if folder is None:
         raise ConvoyError(
@@ -25,22 +26,26 @@ def scene_split(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if not path.is_file():
         found = ", ".join(sorted(other.stem for other in folder.glob("*.yaml")))
         raise ConvoyError(f"Unknown train_test_split {name!r}. Found in {folder}: {found}.")
-    split = _read_yaml(path)
+    split = read_yaml(path)
     (chosen,) = [
         entry["scene_filter"] for entry in split.pop("defaults") if "scene_filter" in entry
     ]
-    scene_filter = _read_yaml(folder / "scene_filter" / f"{chosen}.yaml") | split.pop(
+    scene_filter = read_yaml(folder / "scene_filter" / f"{chosen}.yaml") | split.pop(
         "scene_filter", {}
     )
     arguments = {key: value for key, value in scene_filter.items() if not key.startswith("_")}
-    result = {"data_split": split["data_split"], "scene_filter": arguments}
+    result = split | {"scene_filter": arguments}
     for override in overrides:
         _apply(override, result)
     return result
 
 
 def open_log(
-    log: str, logs: Path, sensors: Path, scene_filter: Mapping[str, Any], sensor_config: Any
+    log: str,
+    logs: Path,
+    sensors: Path | None,
+    scene_filter: Mapping[str, Any],
+    sensor_config: Any,
 ) -> Any:
     """NAVSIM's SceneLoader over one log, `<logs>/<log>.pkl`: it has `tokens` and
     `get_scene_from_token`."""
@@ -75,7 +80,7 @@ def _apply(override: str, split: dict[str, Any]) -> None:
     target[leaf] = yaml.load(value, Loader=yaml.CSafeLoader)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     with path.open() as file:

@@ -155,6 +155,8 @@ def _of_nodes(run: Story, time: Timeline, points: int, suffix: str) -> Iterator[
             "label": f"Time per batch and rank, median {median:.0f} ms, "
             f"most {max(own.values()):.0f} ms.",
         }
+    if run.parts:
+        yield _parts_chart(run, slug, suffix)
     for name, title, unit, value in (
         ("memory", "Host memory", " GiB", lambda s: s["memory"] / 2**30),
         ("busy", "GPUs busy, mean of a node", " %", lambda s: _mean(g["busy"] for g in s["gpus"])),
@@ -163,6 +165,12 @@ def _of_nodes(run: Story, time: Timeline, points: int, suffix: str) -> Iterator[
             "GPU memory, fullest of a node",
             " GiB",
             lambda s: max(g["memory"] for g in s["gpus"]) / 1024,
+        ),
+        (
+            "gpu-power",
+            "GPU power, mean of a node",
+            " W",
+            lambda s: _mean(g["power"] for g in s["gpus"]),
         ),
     ):
         series = []
@@ -193,6 +201,39 @@ def _of_nodes(run: Story, time: Timeline, points: int, suffix: str) -> Iterator[
                 "xlabel": "since it was submitted",
                 "label": f"{title} per node over time, at most {most:.0f}{unit}.",
             }
+
+
+PART_NAMES = {
+    "data_wait": "wait for data",
+    "one_piece": "one CUDA graph: forward, backward, optimizer",
+    "logging": "reports and callbacks",
+}
+
+
+def _parts_chart(run: Story, slug: str, suffix: str) -> dict[str, Any]:
+    """A step's parts as bars, the ranks' means; those of the GPU overlap the host's."""
+    shown = {PART_NAMES.get(part, part): seconds for part, seconds in run.parts.items()}
+    if run.communication:
+        took, hidden = run.communication
+        shown["all-reduce that backward hides"] = hidden
+        shown["all-reduce that it does not hide"] = took - hidden
+    bars: list[dict[str, Any]] = [
+        {"name": name, "value": round(seconds * 1000, 2), "slow": False}
+        for name, seconds in shown.items()
+    ]
+    step = (run.step_s or 0.0) * 1000
+    most = max(bars, key=lambda bar: bar["value"])
+    return {
+        "kind": "bars",
+        "id": f"parts-{slug}",
+        "title": f"Where a step's time goes, ms{suffix}",
+        "bars": bars,
+        "unit": " ms",
+        "xlabel": "part",
+        "note": f"of {step:.1f} ms; on a GPU its own time, which overlaps the host's",
+        "label": f"Parts of a step of {step:.1f} ms; the longest is {most['name']}, "
+        f"{most['value']:.1f} ms.",
+    }
 
 
 def thin(values: Sequence[Point], most: int) -> list[list[float]]:

@@ -15,7 +15,8 @@ from typing import Any
 from convoy.run.layout import RunDirectory
 
 # Kinds that the training writes: start, takeover, resume, checkpoint, checkpoint_failed, signal,
-# stuck, memory, stop, failure, finish. The launch adds its own (requeue, lost_node and so on).
+# stuck, memory, all_reduce, stop, failure, finish. The launch adds its own (requeue, lost_node and
+# so on).
 
 
 def record(run: RunDirectory, kind: str, **facts: Any) -> None:

@@ -11,6 +11,10 @@ DATA_BOUND = 0.15  # share of the time that ranks wait for data
 IDLE, BUSY, HALF_BUSY = 10, 50, 70  # % of a GPU's time
 LITTLE_MEMORY = 0.4
 FULL_MEMORY = 0.9
+LONG_REPORTS = 0.1  # share of a step that reports and callbacks take
+LONG_CHECKPOINTS = 0.05
+LONG_COPY = 0.1
+SHOWN_ALL_REDUCE = 0.15  # share of a step that backward does not hide
 BACKWARD = 3  # times the own time: backward costs twice forward
 COMPUTING = 0.6  # of a batch's time, at least
 SLOW_RANK = 1.25  # times the median rank's own time
@@ -23,6 +27,7 @@ def hints(run: Story, left: float | None = None) -> list[str]:
         *_memory_of_hosts(run),
         *_slow_rank(run),
         *_bound(run),
+        *_parts(run),
         *_gpus(run),
     ]
 
@@ -83,6 +88,8 @@ def _bound(run: Story) -> Iterator[str]:
             "dataloader.params.batch_size, or speed switches that launch less (docs/speed.md), "
             "help."
         )
+    if run.communication:
+        return  # it was measured
     own, step = _own_and_step(run)
     work = BACKWARD * own if own else None
     waits_little = (waiting or 0) <= DATA_BOUND and _nodes(run) > 1
@@ -92,6 +99,37 @@ def _bound(run: Story) -> Iterator[str]:
             "backward. Fewer nodes, a faster interface (NCCL_SOCKET_IFNAME) or more accumulation "
             "help."
         )
+
+
+def _parts(run: Story) -> Iterator[str]:
+    """Of the timers of each step."""
+    step = run.step_s
+    if not step:
+        return
+    shares = {part: seconds / step for part, seconds in run.parts.items()}
+    if shares.get("logging", 0) > LONG_REPORTS:
+        yield (
+            f"Reports and callbacks take {shares['logging']:.0%} of a step: a larger "
+            "trainer.params.log_every_n_steps helps, or less work in the agent's own callbacks."
+        )
+    if shares.get("checkpoint", 0) > LONG_CHECKPOINTS:
+        yield (
+            f"Checkpoints hold the training up for {shares['checkpoint']:.0%} of the time: raise "
+            "checkpoint.every_minutes."
+        )
+    if shares.get("copy", 0) > LONG_COPY:
+        yield (
+            f"Copies to the GPU take {shares['copy']:.0%} of a step: "
+            "speed_switches.prefetch=true makes them while the batch before is trained on."
+        )
+    if run.communication:
+        took, hidden = run.communication
+        if took - hidden > SHOWN_ALL_REDUCE * step:
+            yield (
+                f"Communication-bound: {(took - hidden) / step:.0%} of a step is all-reduce that "
+                f"the backward pass does not hide (it hides {hidden / took:.0%}). Fewer nodes, a "
+                "faster interface (NCCL_SOCKET_IFNAME) or more accumulation help."
+            )
 
 
 def _own_and_step(run: Story) -> tuple[float | None, float | None]:

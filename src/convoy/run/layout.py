@@ -109,6 +109,10 @@ class RunDirectory:
     def node(self, start: str, host: str) -> Path:
         return self.nodes(start) / f"{host}.json"
 
+    def lost_nodes(self, start: str) -> Path:
+        """Hosts that went away while the start ran, one a line, as the others saw it."""
+        return self.nodes(start) / "lost"
+
     @property
     def metrics(self) -> Path:
         """CSV files of metrics, one `version_<n>` per start."""
@@ -160,6 +164,16 @@ class RunDirectory:
         return self.paces / f"rank-{rank:03d}.json"
 
     @property
+    def trace(self) -> Path:
+        """Some steps of rank 0 in Chrome's format, of `convoy profile`."""
+        return self.root / "profile" / "trace.json.gz"
+
+    @property
+    def profile(self) -> Path:
+        """What the trace shows, on one page; beside it a picture and the figures as JSON."""
+        return self.root / "profile" / "profile.html"
+
+    @property
     def report(self) -> Path:
         return self.root / "report.html"
 
@@ -168,6 +182,36 @@ class RunDirectory:
         return self.root / "report.png"
 
     @property
+    def scores(self) -> Path:
+        """`<split>/<checkpoint>` for each scoring (run/score_layout.py)."""
+        return self.root / "scores"
+
+    @property
     def trajectories(self) -> Path:
         """A picture of predicted trajectories of held-out samples."""
         return self.root / "trajectories.png"
+
+
+@dataclass(frozen=True)
+class SweepDirectory:
+    """Paths of one sweep; the run of each of its points is a folder below `root`."""
+
+    root: Path
+
+    @property
+    def definition(self) -> Path:
+        """What was asked for and which points came of it, as JSON. See `convoy.host.sweep`."""
+        return self.root / "sweep.json"
+
+    def arguments(self, point: int) -> Path:
+        """The point's overrides, one on a line: slurm/launch.sh reads them."""
+        return self.root / "points" / str(point)
+
+    @property
+    def submissions(self) -> Path:
+        """One line of JSON per job array."""
+        return self.root / "submissions.jsonl"
+
+    @property
+    def picture(self) -> Path:
+        return self.root / "sweep.png"

@@ -1,4 +1,5 @@
-"""What each node of a start leaves in the run directory: that it began, and how its part ended.
+"""What each node of a start leaves in the run directory: that it began, how its part ended, and
+which of the others went away.
 
 A node that began and did not end was killed or has gone. Standard library only.
 """
@@ -50,3 +51,17 @@ def read(run: RunDirectory, start: str) -> dict[str, NodeState]:
             state = NodeState(**json.loads(path.read_text()))
             found[state.host] = state
     return found
+
+
+def lose(run: RunDirectory, start: str, host: str) -> None:
+    """Leave word that `host` went away. A full disk ends nothing here: SLURM is asked as well."""
+    with contextlib.suppress(OSError), run.lost_nodes(start).open("a") as file:
+        file.write(f"{host}\n")
+
+
+def lost(run: RunDirectory, start: str) -> tuple[str, ...]:
+    """The hosts that went away, in the order in which the others noticed."""
+    try:
+        return tuple(dict.fromkeys(run.lost_nodes(start).read_text().split()))
+    except OSError:
+        return ()

@@ -40,6 +40,7 @@ MAY_CHANGE = (
     "speed",
     "compile_cache",
     "tracker",
+    "profile.",
 )
 
 

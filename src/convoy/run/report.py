@@ -5,15 +5,17 @@ are missing is left out.
 """
 
 import base64
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from convoy.run import charts, timeline
+from convoy.run import charts, story, timeline
 from convoy.run.charts import COLOURS, summary
 from convoy.run.hints import hints
+from convoy.run.layout import RunDirectory
 from convoy.run.story import Point, Story
 from convoy.run.timeline import Timeline, span
 
@@ -28,6 +30,13 @@ def write(path: Path, runs: Sequence[Story]) -> Path:
     temporary.write_text(page(runs))
     temporary.replace(path)
     return path
+
+
+def leave(run: RunDirectory) -> None:
+    """Write a run's page into its directory, where its start has ended and nothing more may go
+    wrong."""
+    with contextlib.suppress(Exception):
+        write(run.report, [story.read(run.root)])
 
 
 def page(runs: Sequence[Story]) -> str:

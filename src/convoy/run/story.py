@@ -63,6 +63,38 @@ class Story:
         return sum(found) / len(found) if found else None
 
     @property
+    def step_s(self) -> float | None:
+        """Seconds of a step, the ranks' mean; None if not measured."""
+        found = [pace["step_s"] for pace in self.paces.values() if pace.get("step_s")]
+        return sum(found) / len(found) if found else None
+
+    @property
+    def parts(self) -> Mapping[str, float]:
+        """Seconds of a step by its parts, the ranks' means: the GPU's own time where there is one.
+
+        A step that is one CUDA graph has `one_piece` in place of forward, backward and optimizer.
+        """
+        found: dict[str, list[float]] = {}
+        for pace in self.paces.values():
+            for part, seconds in {**pace.get("parts_s", {}), **pace.get("device_s", {})}.items():
+                found.setdefault(part, []).append(seconds)
+        return {part: sum(values) / len(values) for part, values in found.items()}
+
+    @property
+    def communication(self) -> tuple[float, float] | None:
+        """Seconds of a step's all-reduce, and of those the backward pass hides; the ranks' means,
+        None where DDP did not time it."""
+        pairs = [
+            (pace["communication_s"], pace.get("communication_hidden_s", 0.0))
+            for pace in self.paces.values()
+            if pace.get("communication_s")
+        ]
+        if not pairs:
+            return None
+        took, hidden = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
+        return took, hidden
+
+    @property
     def gpu(self) -> str | None:
         """The name of its GPUs, as the driver gives it or as the plan asked for it."""
         for name in (self.manifest.get("hardware") or {}).get("gpus") or ():
@@ -155,6 +187,25 @@ def read_lines(path: Path) -> Iterator[Mapping[str, Any]]:
             continue
         if isinstance(content, dict):
             yield content
+
+
+def last_line(path: Path, block: int = 8_192) -> Mapping[str, Any]:
+    """The newest whole object of a .jsonl file, from its end alone; nothing without one."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - block))
+            lines = file.read().splitlines()
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        try:
+            content = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(content, dict):
+            return content
+    return {}
 
 
 def read_config(path: Path) -> dict[str, str]:

@@ -1,67 +1,34 @@
-"""How long each rank's steps take, and how long it waits for data: a small file per rank.
+"""How long each rank's steps take, and their parts: a small file per rank, and rank 0's in the
+metrics, with what the nodes' GPUs do meanwhile.
 
 Ranks wait for each other in the gradients' all-reduce, so a slow one shows only in the time before
-it, from a batch's arrival to the start of backward, which is a rank's own.
+it, the forward pass, which is a rank's own.
 """
 
 import json
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 
 from convoy.run.layout import RunDirectory
+from convoy.run.story import last_line
 from convoy.topology import Topology
+from convoy.training.timers import StepTimers
 
 SECONDS_BETWEEN_WRITES = 15.0
-FIRST_BATCHES = 3  # they fill queues and caches
 
 
 class Pace(pl.Callback):
-    """Writes `paces/rank-<rank>.json`; rank 0 also logs its share of waiting, train/data_wait."""
+    """Writes `paces/rank-<rank>.json`; rank 0 also logs its own as `time/<part>_ms` and
+    `train/data_wait`, and each node's as `node/<host>/…`."""
 
-    def __init__(self, run: RunDirectory, topology: Topology) -> None:
-        self._path, self._topology = run.rank_pace(topology.rank), topology
-        self._marks: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
-        self._marked: int | None = None  # the batch between the two
+    def __init__(self, run: RunDirectory, topology: Topology, timers: StepTimers) -> None:
+        self._run, self._topology, self._timers = run, topology, timers
+        self._path = run.rank_pace(topology.rank)
         self._written = time.monotonic()
-        self._forget()
-
-    def _forget(self) -> None:
-        self._batches, self._waited, self._took = 0, 0.0, 0.0
-        self._own: list[float] = []
-        self._ended: float | None = None
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._ended = None  # what was between epochs is not waiting for data
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._ended = None
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._ended = None
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        self._began = time.monotonic()
-        if self._ended is not None and batch_idx >= FIRST_BATCHES:
-            self._waited += self._began - self._ended
-            self._took += self._began - self._ended
-        if pl_module.device.type == "cuda" and self._marks is None:
-            self._marks = (torch.cuda.Event(True), torch.cuda.Event(True))
-            self._marks[0].record()
-            self._marked = batch_idx
-
-    def on_before_backward(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor
-    ) -> None:
-        if self._marks is None:
-            self._own.append(time.monotonic() - self._began)
-        elif self._marked is not None:
-            self._marks[1].record()
-            self._marked = None
 
     def on_train_batch_end(
         self,
@@ -71,31 +38,33 @@ class Pace(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        self._ended = time.monotonic()
-        if batch_idx >= FIRST_BATCHES:
-            self._batches += 1
-            self._took += self._ended - self._began
-        if self._batches and self._ended - self._written > SECONDS_BETWEEN_WRITES:
+        if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES:
             self._write(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._batches:
-            self._write(trainer)
+        self._write(trainer)
 
     def _write(self, trainer: pl.Trainer) -> None:
-        if self._marks is not None and self._marked is None and self._marks[1].query():
-            self._own.append(self._marks[0].elapsed_time(self._marks[1]) / 1000)
-        self._marks = None
+        times = self._timers.take(trainer)
+        if times is None:
+            return
+        self._written = time.monotonic()
+        parts = times["parts_s"]
+        wait = parts["data_wait"] / times["step_s"]
         content = {
             "host": self._topology.host,
             "time": time.time(),
             "step": trainer.global_step,
-            "batch_s": self._took / self._batches,
-            "own_s": sum(self._own) / len(self._own) if self._own else None,
-            "data_wait": self._waited / self._took if self._took else 0.0,
+            "batch_s": times["step_s"],
+            "own_s": (times.get("device_s") or parts).get("forward"),
+            "data_wait": wait,
+            **times,
         }
-        for sink in trainer.loggers if trainer.is_global_zero else ():
-            sink.log_metrics({"train/data_wait": content["data_wait"]}, trainer.global_step)
+        if trainer.is_global_zero:
+            shown = dict(_milliseconds(times)) | {"train/data_wait": wait}
+            shown |= dict(_of_nodes(self._run.vitals))
+            for sink in trainer.loggers:
+                sink.log_metrics(shown, trainer.global_step)
         temporary = self._path.with_suffix(".tmp")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,6 +72,30 @@ class Pace(pl.Callback):
             temporary.replace(self._path)
         except OSError:  # a full disk ends no training here
             pass
-        ended = self._ended
-        self._forget()
-        self._ended, self._written = ended, time.monotonic()
+
+
+def _milliseconds(times: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """The GPU's own time where there is one: the host's clock says when work was handed over."""
+    yield "time/step_ms", times["step_s"] * 1000
+    for part, seconds in (times["parts_s"] | times.get("device_s", {})).items():
+        yield f"time/{part}_ms", seconds * 1000
+    for name in ("communication", "communication_hidden"):
+        if f"{name}_s" in times:
+            yield f"time/{name}_ms", times[f"{name}_s"] * 1000
+
+
+def _of_nodes(folder: Path) -> Iterator[tuple[str, float]]:
+    """Means over the GPUs of each node, of its newest sample."""
+    for path in sorted(folder.glob("*.jsonl")):
+        sample = last_line(path)
+        if "memory" in sample:
+            yield f"node/{path.stem}/memory_gib", sample["memory"] / 2**30
+        gpus = sample.get("gpus") or ()
+        for key, name, unit in (
+            ("busy", "gpu_busy_percent", 1),
+            ("memory", "gpu_memory_gib", 1024),
+            ("power", "gpu_power_w", 1),
+        ):
+            values = [gpu[key] for gpu in gpus if gpu.get(key) is not None]
+            if values:
+                yield f"node/{path.stem}/{name}", sum(values) / len(values) / unit

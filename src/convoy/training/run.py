@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from convoy.run.progress import ProgressFile
 from convoy.run.stop_request import StopRequest
 from convoy.topology import Topology
 from convoy.training import logs
+from convoy.training.all_reduce import check_all_reduce
 from convoy.training.checkpoint import CheckpointFolder, CheckpointWriter
 from convoy.training.manifest import complete_manifest, write_manifest
 from convoy.training.memory import MemoryForecast, explain
@@ -36,6 +37,7 @@ from convoy.training.metrics import TrajectoryKeys
 from convoy.training.module import AgentModule, NavsimMetricNames
 from convoy.training.pace import Pace
 from convoy.training.process_group import HostGroup, process_group
+from convoy.training.profiling import StepTrace
 from convoy.training.progress import ProgressReport
 from convoy.training.randomness import Randomness
 from convoy.training.refusals import explained
@@ -47,6 +49,7 @@ from convoy.training.speed.acceleration import Acceleration
 from convoy.training.speed.recipe import Recipe
 from convoy.training.speed.recipe import choose as choose_recipe
 from convoy.training.start import Start, started
+from convoy.training.timers import StepTimers
 from convoy.training.trainer import build_trainer, device, require_accelerator
 from convoy.training.watchdog import Watchdog
 from convoy.training.weights import load_weights
@@ -81,6 +84,7 @@ def train(
         _require_one_configuration(config, topology, host_group)
         with started(config, topology, host_group) as start:
             _log_start(start.run, settings, topology)
+            _check_all_reduce(start, host_group, config, failed)
             watchdog = Watchdog(
                 start.run, topology, request, config.watchdog_minutes, start.record_any, failed
             )
@@ -107,7 +111,7 @@ def _train(
     pl.seed_everything(config.seed, workers=True, verbose=False)
     agent = build_agent(config.agent)
     load_weights(agent, config.agent)
-    builders = _builders(agent)
+    builders = trained_builders(agent)
     calls = AgentCalls(agent)
     data = host_group.on_rank_zero(lambda: _find_data(settings, builders))
     _require_known_tokens(calls, config, data)
@@ -135,12 +139,14 @@ def _train(
     agents_own = agent.get_training_callbacks()
     # Convoy's own callbacks know that a step may be one piece.
     speed.look_at(agents_own)
+    on_gpu = device(config, topology).type == "cuda"
+    timers = StepTimers(speed.steps_itself, on_gpu)
     callbacks = [
         Randomness(config.seed, settings.batches, topology),
         NavsimMetricNames(),
         *agents_own,
         progress,
-        Pace(run, topology),
+        Pace(run, topology, timers),
         watchdog,
         MemoryForecast(topology, start.record_any),
         SafePoints(
@@ -155,7 +161,9 @@ def _train(
         ),
     ]
     callbacks.append(speed)
-    trainer = build_trainer(settings, topology, run, callbacks, writer, recipe)
+    if config.profile.steps:
+        callbacks.append(StepTrace(run, timers, config.profile.warm, config.profile.steps))
+    trainer = build_trainer(settings, topology, run, callbacks, writer, recipe, timers)
     results: dict[str, Any] = {"run_dir": str(run.root), "world_size": topology.world_size}
     resume = choose_checkpoint(folder, host_group)
     if config.validate_first and resume is None:
@@ -186,6 +194,20 @@ def _train(
 def _record_speed(recipe: Recipe, run: RunDirectory, topology: Topology) -> None:
     if topology.is_rank_zero:
         write_text(run.speed, json.dumps(recipe.record(), indent=1) + "\n")
+
+
+def _check_all_reduce(
+    start: Start, host_group: HostGroup, config: DictConfig, failed: Callable[[str], None]
+) -> None:
+    measured = check_all_reduce(start.topology, host_group, device(config, start.topology), failed)
+    if measured is not None:
+        logger.info(
+            "all-reduce over %d ranks (%s): %.3g GB/s",
+            measured.ranks,
+            measured.backend,
+            measured.gb_per_s,
+        )
+        start.record("all_reduce", **asdict(measured))
 
 
 def _require_one_configuration(
@@ -219,7 +241,8 @@ def _log_start(run: RunDirectory, settings: Settings, topology: Topology) -> Non
     )
 
 
-def _builders(agent: object) -> Builders:
+def trained_builders(agent: object) -> Builders:
+    """Those of an agent that can be trained; raises ConvoyError for another."""
     if not isinstance(agent, TrainableAgent):
         lacking = [
             name

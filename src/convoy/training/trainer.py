@@ -23,6 +23,7 @@ from convoy.topology import Topology
 from convoy.training.speed.recipe import Recipe
 from convoy.training.speed.strategy import WholeStepStrategy
 from convoy.training.stopping import leave_signals_to_us
+from convoy.training.timers import StepTimers
 from convoy.training.trackers import loggers
 
 
@@ -33,10 +34,14 @@ def build_trainer(
     callbacks: list[pl.Callback],
     checkpoints: CheckpointIO,
     recipe: Recipe,
+    timers: StepTimers,
 ) -> pl.Trainer:
-    """The Trainer for `trainer.params`, which convoy.config has checked."""
+    """The Trainer for `trainer.params`, which convoy.config has checked. A profiler of the user's
+    takes the place of `timers`."""
     params: dict[str, Any] = OmegaConf.to_container(settings.config.trainer.params)  # type: ignore[assignment]
     params["strategy"] = _strategy(params["strategy"], settings, topology, recipe)
+    if params.get("profiler") is None:
+        params["profiler"] = timers
     # Alone, LightningEnvironment keeps Lightning from taking a surrounding SLURM job for its own
     # launcher.
     environment: ClusterEnvironment = (

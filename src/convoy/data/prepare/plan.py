@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from convoy.data.entries import require_name
 from convoy.data.layout import Layout, layout_from_json, layout_to_json
@@ -23,6 +23,7 @@ from convoy.errors import ConvoyError
 
 PREPARATION = "preparation.json"
 STARTS = ".starts"
+MISSING = "missing.json"
 VERSION = 1
 
 
@@ -53,10 +54,15 @@ class Preparation:
     units: tuple[Unit, ...]
     layout: Layout
 
-    def missing(self, root: Path) -> list[int]:
-        """Numbers of the units whose shard is not finished."""
+    def missing(self, root: Path, retry_failed: bool = False) -> list[int]:
+        """Numbers of the units whose shard is not finished; with `retry_failed` also of those that
+        left samples out."""
         done = {path.stem for path in (root / SHARDS).glob("*.json")}
-        return [number for number, unit in enumerate(self.units) if unit.name not in done]
+        return [
+            number
+            for number, unit in enumerate(self.units)
+            if unit.name not in done or (retry_failed and _left_out(root, unit))
+        ]
 
 
 def open_preparation(
@@ -78,12 +84,7 @@ def open_preparation(
         }
         create_once(path, content)
     preparation = _read(path)
-    now = json.loads(json.dumps(identity))
-    changed = [
-        f"{key}: {_short(preparation.identity.get(key))} -> {_short(now.get(key))}"
-        for key in sorted(preparation.identity.keys() | now.keys())
-        if preparation.identity.get(key) != now.get(key)
-    ]
+    changed = changes(preparation.identity, identity)
     if changed:
         raise ConvoyError(
             f"{root} belongs to another preparation: {'; '.join(changed[:4])}. Give another "
@@ -92,22 +93,24 @@ def open_preparation(
     return preparation
 
 
-def missing_at_start(
-    root: Path, start: str, preparation: Preparation, retry_failed: bool = False
-) -> list[int]:
-    """What was missing when the first task of `start` looked; the same for all of its tasks.
+def changes(held: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Where two identities differ, `held` as JSON gave it back; a few words each."""
+    now = json.loads(json.dumps(now))
+    return [
+        f"{key}: {_short(held.get(key))} -> {_short(now.get(key))}"
+        for key in sorted(held.keys() | now.keys())
+        if held.get(key) != now.get(key)
+    ]
 
-    With `retry_failed` that includes shards that left samples out.
-    """
-    path = start_folder(root, start) / "missing.json"
+
+def missing_at_start(root: Path, start: str, missing: Callable[[], list[int]]) -> list[int]:
+    """The numbers of the units that this start has to do; `missing` finds them once for all of its
+    tasks."""
+    path = start_folder(root, start) / MISSING
     if not path.exists():
-        missing = preparation.missing(root)
-        if retry_failed:
-            missing += [
-                number for number, unit in enumerate(preparation.units) if _left_out(root, unit)
-            ]
-        create_once(path, missing)
-    return json.loads(path.read_text())
+        create_once(path, missing())
+    found: list[int] = json.loads(path.read_text())
+    return found
 
 
 def _left_out(root: Path, unit: Unit) -> bool:
@@ -115,7 +118,12 @@ def _left_out(root: Path, unit: Unit) -> bool:
     return shard is not None and bool(shard.failures)
 
 
-def share(units: Sequence[Unit], missing: Sequence[int], task: int, tasks: int) -> list[int]:
+class Weighted(Protocol):
+    @property
+    def weight(self) -> int: ...
+
+
+def share(units: Sequence[Weighted], missing: Sequence[int], task: int, tasks: int) -> list[int]:
     """The numbers of the units that `task` of `tasks` does: largest first, each to the task that
     has least."""
     loads = [(0, number) for number in range(tasks)]

@@ -92,7 +92,9 @@ def prepare(
         preparation = open_preparation(
             out, _identity(source, options), lambda: _begin(source, options)
         )
-        missing = missing_at_start(out, task.start, preparation, options.retry_failed)
+        missing = missing_at_start(
+            out, task.start, lambda: preparation.missing(out, options.retry_failed)
+        )
         if missing:
             (out / MANIFEST).unlink(missing_ok=True)  # it says that all is there
         mine = share(preparation.units, missing, task.number, task.count)
@@ -102,7 +104,12 @@ def prepare(
         board.close(state)
     manifest = None
     if task.number == 0:
-        _wait_for_others(out, preparation, board, progress)
+        board.wait(
+            lambda: len(preparation.missing(out)),
+            len(preparation.units),
+            "shards",
+            lambda: _report(out, preparation, board, progress),
+        )
         manifest = _finish(source, out, preparation)
         board.remove()
     return Outcome(shards, time.monotonic() - started, manifest)
@@ -236,35 +243,6 @@ def _work(
         prepare = partial(_start_worker, source, _counters)
         for _, shard in pool.run(pack_unit, work, units, options.workers, prepare):
             yield shard
-
-
-def _wait_for_others(
-    out: Path, preparation: Preparation, board: TaskBoard, progress: Callable[[Progress], None]
-) -> None:
-    """Until nothing is missing. Raises ConvoyError when those that should do it have stopped."""
-    while missing := preparation.missing(out):
-        states = {sign.task: sign.state for sign in board.signs()}
-        silent = board.silent()
-        working = [
-            n
-            for n in range(board.task.count)
-            if n not in silent and states.get(n, "working") == "working"
-        ]
-        if not working:
-            stopped = sorted(
-                {number for number, state in states.items() if state == "stopped"} | set(silent)
-            )
-            who = (
-                f"task(s) {', '.join(map(str, stopped))} stopped"
-                if stopped
-                else "nobody is working on them"
-            )
-            raise ConvoyError(
-                f"{len(missing)} of {len(preparation.units)} shards are missing, and {who}. Their "
-                "own messages say why; run the same command again: it does only what is missing."
-            )
-        _report(out, preparation, board, progress)
-        time.sleep(1.0)
 
 
 def _finish(source: Input, out: Path, preparation: Preparation) -> Manifest:

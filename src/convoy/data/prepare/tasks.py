@@ -11,11 +11,13 @@ import os
 import shutil
 import socket
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from convoy.data.prepare.plan import STARTS, create_once, start_folder
+from convoy.data.prepare.plan import MISSING, STARTS, create_once, start_folder
 from convoy.data.shards import write_json
 from convoy.errors import ConvoyError
 from convoy.topology import Task
@@ -45,8 +47,9 @@ class Sign:
 class TaskBoard:
     """This task's sign, and what can be seen of the others'."""
 
-    def __init__(self, root: Path, task: Task) -> None:
-        self._root, self.task = root, task
+    def __init__(self, root: Path, task: Task, command: str = "convoy prepare") -> None:
+        """`command` is what the tasks do, as its user calls it."""
+        self._root, self.task, self._command = root, task, command
         self._folder = start_folder(root, task.start)
         self._path = self._folder / f"task-{task.number}.json"
         self._sign = Sign(
@@ -94,13 +97,45 @@ class TaskBoard:
             sign.task: sign.state != "working" or now - age < SILENCE
             for sign, age in _signs(self._folder)
         }
-        waited = now - (self._folder / "missing.json").stat().st_mtime
+        waited = now - (self._folder / MISSING).stat().st_mtime
         # A container may take minutes to start.
         return [
             number
             for number in range(self.task.count)
             if not seen.get(number, waited < 4 * SILENCE)
         ]
+
+    def wait(
+        self, missing: Callable[[], int], total: int, what: str, report: Callable[[], None]
+    ) -> None:
+        """Until nothing is missing of `total` units, `what` in the plural; calls `report` about
+        once a second.
+
+        Raises ConvoyError when those that should do it have stopped.
+        """
+        while left := missing():
+            states = {sign.task: sign.state for sign in self.signs()}
+            silent = self.silent()
+            working = [
+                number
+                for number in range(self.task.count)
+                if number not in silent and states.get(number, "working") == "working"
+            ]
+            if not working:
+                stopped = sorted(
+                    {number for number, state in states.items() if state == "stopped"} | set(silent)
+                )
+                who = (
+                    f"task(s) {', '.join(map(str, stopped))} stopped"
+                    if stopped
+                    else "nobody is working on them"
+                )
+                raise ConvoyError(
+                    f"{left} of {total} {what} are missing, and {who}. Their own messages say why; "
+                    "run the same command again: it does only what is missing."
+                )
+            report()
+            time.sleep(1.0)
 
     def remove(self) -> None:
         """Forget all starts; for when everything is done."""
@@ -127,7 +162,7 @@ class TaskBoard:
             for sign, seen in _signs(folder):
                 if self._is_alive(sign, now - seen) and self._gives_way_to(folder):
                     raise ConvoyError(
-                        f"Another `convoy prepare` is writing {self._root}: on {sign.host}, "
+                        f"Another `{self._command}` is writing {self._root}: on {sign.host}, "
                         f"process {sign.process}{f', job {sign.job}' if sign.job else ''}, last "
                         f"sign {max(0, now - seen):.0f} s ago. Wait for it, or end it; one that "
                         f"was killed on another node is forgotten after {SILENCE:.0f} s."

@@ -1,0 +1,32 @@
+# shellcheck shell=bash
+# Sourced by what may decide what follows the end of a start, with `root` set: the batch script, and
+# a node that outlived it.
+# shellcheck disable=SC2034,SC2154  # variables that they share
+container=$root/slurm/container.sh
+job=$SLURM_JOB_ID  # in an array, the task's own: the number alone may stand for all of the tasks
+if [[ ${SLURM_ARRAY_TASK_ID:-} ]]; then job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi
+
+# Which of the hosts take a step of SLURM's; all are asked at once, and one that is gone is given up.
+answering() {
+    local host
+    for host; do
+        timeout 15 srun --quiet --overlap --nodes=1 --ntasks=1 --nodelist="$host" \
+            --ntasks-per-node=1 printenv SLURMD_NODENAME 2> /dev/null &
+    done
+    wait
+}
+
+# conclude AGREEMENT STATUS SIGNAL HOST…: what ended the start, and what follows. SIGNAL is what asked
+# this job to stop, or nothing. Sets action, status, excluded and batch.
+conclude() {
+    local given=(--status="$2" --job="$(scontrol show job "$job")") answer
+    if [[ $3 ]]; then given+=(--asked="$3"); else given+=(--answering="$(answering "${@:4}")"); fi
+    answer=$("$container" verdict "${given[@]}" "$1") || return
+    read -r action status excluded batch < <(sed -n 's/^convoy-verdict //p' <<< "$answer")
+}
+
+# The one place that requeues the job: without the nodes of the list, or `-`.
+requeue() {
+    scontrol requeue "$job" || true  # a node's failure may have been SLURM's reason before
+    if [[ $1 != - ]]; then scontrol update JobId="$job" ExcNodeList="$1"; fi
+}

@@ -1,0 +1,1 @@
+"""From a checkpoint to NAVSIM's PDM score."""

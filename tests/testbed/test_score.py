@@ -1,0 +1,1 @@
+"""slurm/score.slurm on a real SLURM: two nodes, and a job that is killed."""
