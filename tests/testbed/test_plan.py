@@ -95,7 +95,8 @@ class Site:
     def submit(self, plan: dict[str, Any], row: dict[str, Any], training: tuple[str, ...]) -> str:
         """`convoy plan --submit N`; its job."""
         sizes = ",".join(dict.fromkeys(str(each["offer"]["nodes"]) for each in plan["rows"]))
-        words = ("plan", "--submit", str(row["row"]), "--nodes", sizes, "--", *training)
+        where = ("--partition", row["offer"]["partition"])
+        words = ("plan", *where, "--nodes", sizes, "--submit", str(row["row"]), "--", *training)
         found = re.search(r"^Submitted batch job (\d+)", self.convoy(*words), re.MULTILINE)
         assert found
         return found.group(1)
@@ -176,8 +177,8 @@ def test_what_speaks_against_a_shape(site):
 def test_the_report_of_a_run_that_was_preempted_twice(site, show, tmp_path):
     """By jobs of a partition with a higher priority. Submitted by the plan, so that it has a
     prediction; the rate that it reaches is what the next test's plan is made of."""
-    plan = site.plan("--nodes=2,4", training=FIRST)
-    (row,) = rows(plan, partition="low", gpu="l40s", nodes=2)
+    plan = site.plan("--nodes=2,4", "--partition=low", training=FIRST)
+    (row,) = rows(plan, gpu="l40s", nodes=2)
     job = site.submit(plan, row, FIRST)
     run = f"/scratch/exp/first/{job}"
     for beyond in (3, 12):
@@ -214,13 +215,12 @@ def test_the_recommended_row_finishes_first_of_three(site):
     training = (*TRAINING, "experiment_name=race", "trainer.params.max_epochs=9")
     busy = site.occupy(1, 600, 10)
     site.wait_for("its start", lambda: site.state(busy).startswith("RUNNING"))
-    plan = site.plan("--nodes=1,2,4", training=training)
+    plan = site.plan("--nodes=1,2,4", "--partition=l40s_public", training=training)
     best = plan["rows"][plan["recommended"] - 1]
-    partition = best["offer"]["partition"]
     assert (best["offer"]["gpu"], best["offer"]["nodes"]) == ("l40s", 2), plan["reason"]
     assert best["rate"]["source"] != "guess" and 6 < best["rate"]["samples_per_s"] < 14
-    (one,) = rows(plan, partition=partition, gpu="l40s", nodes=1)
-    (four,) = rows(plan, partition=partition, gpu="l40s", nodes=4)
+    (one,) = rows(plan, gpu="l40s", nodes=1)
+    (four,) = rows(plan, gpu="l40s", nodes=4)
     assert four["wait"]["expected"] > 300
     slower = site.submit(plan, one, training)
     fastest = site.submit(plan, best, training)
