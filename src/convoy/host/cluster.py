@@ -293,7 +293,7 @@ def parse_limits(associations: str, qos: str) -> Limits:
 
 # --- questions about a job that is not submitted
 
-_START = re.compile(r"Job \S+ to start at (\S+) using")
+_START = re.compile(r"Job \S+ to start at (\S+) ")
 
 
 def test_only(commands: Sequence[Sequence[str]]) -> list[Answer]:
