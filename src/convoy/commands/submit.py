@@ -3,7 +3,6 @@
 import argparse
 import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -106,13 +105,14 @@ def run(args: argparse.Namespace) -> int:
         print(submission.text, end="")
         return ExitCode.FINISHED
     print(shlex.join(submission.command), flush=True)
-    if not companion.is_wanted([*settings.overrides, *args.overrides]):
-        return subprocess.run(submission.command, env=submission.environment).returncode
     training = cluster.submit(submission.command, submission.environment)
     print(f"Submitted batch job {training}", flush=True)
-    beside = companion.command(submission, training)
-    print(shlex.join(beside), flush=True)
-    return subprocess.run(beside, env=submission.environment).returncode
+    if companion.is_wanted([*settings.overrides, *args.overrides]):
+        beside = companion.command(submission, training)
+        print(shlex.join(beside), flush=True)
+        scoring = cluster.submit(beside, submission.environment)
+        print(f"Submitted batch job {scoring}", flush=True)
+    return ExitCode.FINISHED
 
 
 def _take_up(args: argparse.Namespace, earlier: sweep.Sweep) -> None:
