@@ -4,9 +4,9 @@ second and core of metric caching, and of scoring with the cache there.
     python benchmarks/score.py --samples 96 --workers 2
 
 Both sides run on a few scenes and on many, with as many workers; rates are of the difference, so
-that starts and imports do not count. They are given by the clock, per worker, and by processor time,
-which a machine that others use leaves as it is. The agent is constant velocity: what differs is
-all but the agent.
+that starts and imports do not count. They are given by the clock, per worker, and by processor
+time, which a machine that others use leaves as it is. The agent is constant velocity: what differs
+is all but the agent.
 """
 
 import argparse
