@@ -155,3 +155,40 @@ def test_a_killed_node_loses_nothing_that_was_finished(testbed, raw):
     assert set(finished.splitlines()) < set(after.splitlines()), "what was finished stays"
     assert f"{SCENES // LOGS} scenes scored" in done.log
     testbed.assert_nothing_left()
+
+
+def test_a_training_is_scored_by_a_job_beside_it(testbed, raw):
+    """convoy submit starts both; the second scores while the first trains, without its GPU, and
+    ends with it."""
+    run = f"{EXP}/train/beside"
+    named = {"CONVOY_IMAGE": str(testbed.image), "CONVOY_SCORE_EVERY": "2", "PYTHONPATH": "src"}
+    environment = [f"{name}={value}" for name, value in (raw | named).items()]
+    arguments = f"[--workers=1,{SPLIT},metric_cache_path={EXP}/metric_cache]"
+    submitted = testbed.run(
+        "env",
+        *environment,
+        *("python3", "-m", "convoy.commands", "submit", "--gpus-per-node=1"),
+        *("--sbatch=cpus-per-task=8", "--sbatch=mem=20G", "--sbatch=output=/scratch/job-%j.log"),
+        "--",
+        *("agent=bev_fusion_agent", "cache_path=/scratch/cache", f"run_dir={run}"),
+        *("trainer.params.max_epochs=60", "global_batch=16", "dataloader.params.num_workers=0"),
+        *("checkpoint.keep=1", "score.every_epochs=20", "score.split=mini"),
+        f"score.arguments={arguments}",
+    )
+    assert submitted.code == 0, submitted.out
+    training, beside = re.findall(r"Submitted batch job (\d+)", submitted.out)
+    assert f"--dependency=after:{training}" in submitted.out
+    node = testbed.wait(training, timeout=600)
+    assert node.code == 0, node.log
+    asked = testbed.run("scontrol", "show", "job", beside).out
+    assert "gres/gpu" not in asked, asked
+    ended = testbed.wait(beside, timeout=600)
+    log = testbed.run("bash", "-c", f"cat convoy-score-{beside}.log").out
+    assert ended.code == 0, log
+    history = testbed.read(f"{run}/scores/history.jsonl").splitlines()
+    scored = [json.loads(line) for line in history]
+    assert len(scored) == 3 and all(line["tokens"] == SCENES for line in scored), log
+    kept = testbed.run("ls", f"{run}/checkpoints").out.split()
+    assert "best-score.ckpt" in kept and "best.ckpt" in kept
+    assert not [name for name in kept if name.startswith("to-score")], kept
+    testbed.assert_nothing_left()

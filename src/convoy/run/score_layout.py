@@ -50,6 +50,11 @@ class ScoreDirectory:
         return self.root / "scores.csv"
 
     @property
+    def worst(self) -> Path:
+        """A picture of the scenes with the lowest scores."""
+        return self.root / "worst.jpg"
+
+    @property
     def summary(self) -> Path:
         """Means with confidence intervals, those of the baselines too, and what failed, as JSON."""
         return self.root / "summary.json"

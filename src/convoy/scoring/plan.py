@@ -72,7 +72,7 @@ def open_plan(
             "units": [asdict(unit) for unit in begin()],
         }
         create_once(directory.plan, content)
-    plan = _read(directory)
+    plan = read_plan(directory)
     changed = changes(plan.identity, identity)
     if changed:
         raise ConvoyError(
@@ -129,7 +129,8 @@ def _parts(log: str, tokens: Sequence[str]) -> list[Unit]:
     ]
 
 
-def _read(directory: ScoreDirectory) -> Plan:
+def read_plan(directory: ScoreDirectory) -> Plan:
+    """Raises ConvoyError where there is none that can be read."""
     path = directory.plan
     try:
         content = json.loads(path.read_bytes())
