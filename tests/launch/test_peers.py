@@ -11,8 +11,10 @@ import time
 import pytest
 
 from convoy.errors import ConvoyError
+from convoy.launch import hub as hub_module
 from convoy.launch import peers
-from convoy.launch.peers import Hub, LostNode, Peers, in_touch
+from convoy.launch.hub import Hub
+from convoy.launch.peers import LostNode, Peers, in_touch
 
 HOSTS = ("gl001", "gl006", "gl011")
 
@@ -21,8 +23,8 @@ NODE = """
 import sys, time
 from convoy.launch.peers import Peers
 host, port, speed = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-import convoy.launch.peers as peers
-peers.SILENCE, peers.BEAT = 8 / speed, 1 / speed
+import convoy.launch.hub as hub
+hub.SILENCE, hub.BEAT = 8 / speed, 1 / speed
 node = Peers(host, "gl001", ("127.0.0.1", port))
 print(sorted(node.gather({"of": host}, patience=20).words), flush=True)
 node.follow(lambda gone: print("gone", gone, flush=True))
@@ -33,8 +35,8 @@ time.sleep(60)
 @pytest.fixture
 def fast(monkeypatch):
     """Ten times as fast as in a job."""
-    monkeypatch.setattr(peers, "SILENCE", 0.8)
-    monkeypatch.setattr(peers, "BEAT", 0.1)
+    monkeypatch.setattr(hub_module, "SILENCE", 0.8)
+    monkeypatch.setattr(hub_module, "BEAT", 0.1)
 
 
 @pytest.fixture
