@@ -141,6 +141,52 @@ def test_a_node_that_is_killed_or_silent_is_named_to_all(hub, number):
         process.wait()
 
 
+def test_a_node_that_goes_before_all_are_there_is_named(hub):
+    """Then nobody waits for it at the rendezvous."""
+    waiting = join("gl001", hub)
+    found = []
+
+    def gather() -> None:
+        try:
+            waiting.gather({})
+        except LostNode as lost:
+            found.extend(lost.args)
+
+    thread = threading.Thread(target=gather)
+    thread.start()
+    with socket.create_connection(("127.0.0.1", hub.port)) as going:
+        going.sendall(b'{"host": "gl006", "word": {}}\n')
+        time.sleep(0.3)
+    thread.join(timeout=5)
+    assert found == ["gl006"]
+
+
+def test_what_comes_with_the_words_of_the_others_is_not_lost():
+    """Lines arrive in one piece, or cut anywhere."""
+    lines = (
+        b'{"ended": "gl011", "code": 1}\n'
+        b'{"words": {"gl006": {}}, "missing": [], "ahead": {}}\n{"beat": true}\n{"ended": "gl001", '
+        b'"code": 3}\n'
+    )
+    for cut in (len(lines), len(lines) - 12):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            node = Peers("gl006", "gl001", server.getsockname())
+            found = []
+            thread = threading.Thread(target=lambda n=node, f=found: f.append(n.gather({})))
+            thread.start()
+            connection, _ = server.accept()
+            connection.sendall(lines[:cut])
+            thread.join(timeout=5)
+            heard = Heard(node)
+            connection.sendall(lines[cut:])
+            heard.first()
+            time.sleep(0.2)
+            node.leave(0)
+            connection.close()
+        assert list(found[0].words) == ["gl006"]
+        assert [what for what, _ in heard] == ["gl011 ended with 1", "gl001 ended with 3"]
+
+
 def test_the_first_node_is_missed_by_all(fast):
     first = Hub(HOSTS, 0, arrival=20)
     nodes = {host: join(host, first) for host in HOSTS}

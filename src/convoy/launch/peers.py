@@ -44,6 +44,7 @@ class Peers:
         self._host, self._first, self._endpoint = host, first, endpoint
         self._connection: socket.socket | None = None
         self._rest = b""
+        self._unread: list[dict[str, Any]] = []  # what came with or before the others' words
         self._out: set[str] = set()
         self._lock = threading.Lock()
         self._left = threading.Event()
@@ -69,12 +70,18 @@ class Peers:
         self._connection.settimeout(hub.SILENCE)
         self._send({"host": self._host, "word": word})
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
-        while True:
+        gathering = None
+        while gathering is None:
             for said in self._read():
                 if "asked" in said:
                     self._send({"clock": time.time(), "asked": said["asked"]})
                 elif "words" in said:
-                    return Gathering(said["words"], tuple(said["missing"]), said["ahead"])
+                    gathering = Gathering(said["words"], tuple(said["missing"]), said["ahead"])
+                elif "gone" in said:
+                    raise LostNode(said["gone"])
+                else:
+                    self._unread.append(said)
+        return gathering
 
     def follow(
         self, gone: Callable[[str], None], ended: Callable[[str, int], None] = lambda *_: None
@@ -91,21 +98,30 @@ class Peers:
                 self._send({"end": int(code)})
 
     def _follow(self, gone: Callable[[str], None], ended: Callable[[str, int], None]) -> None:
+        messages, self._unread = self._unread, []
         while not self._left.is_set():
+            self._hear(messages, gone, ended)
             try:
                 messages = self._read()
             except (OSError, ValueError):
                 if not self._left.is_set() and self._first not in self._out:
                     gone(self._first)
                 return
-            for said in messages:
-                if "gone" in said:
-                    self._out.add(said["gone"])
-                    gone(said["gone"])
-                elif "ended" in said:
-                    self._out.add(said["ended"])
-                    if said["ended"] != self._host:
-                        ended(said["ended"], said["code"])
+
+    def _hear(
+        self,
+        messages: list[dict[str, Any]],
+        gone: Callable[[str], None],
+        ended: Callable[[str, int], None],
+    ) -> None:
+        for said in messages:
+            if "gone" in said:
+                self._out.add(said["gone"])
+                gone(said["gone"])
+            elif "ended" in said:
+                self._out.add(said["ended"])
+                if said["ended"] != self._host:
+                    ended(said["ended"], said["code"])
 
     def _beat(self) -> None:
         with contextlib.suppress(OSError):  # whoever reads finds out who went
