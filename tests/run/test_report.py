@@ -1,5 +1,7 @@
 """The report as a reader gets it: one file, in a real browser."""
 
+import base64
+import json
 import os
 import re
 import shutil
@@ -132,3 +134,30 @@ def test_in_a_real_browser(browser, preempted_run, tmp_path, width):
     shown = next(figure for figure in figures if 'id="timeline"' in figure)
     assert "start 2 for 1.9 h" in shown or "start 2 for 2.0 h" in shown
     assert int(re.search(r'data-wide="(-?\d+)"', document).group(1)) <= 0  # nothing to scroll to
+
+
+def test_scores_have_their_place(preempted_run):
+    """A row for each scoring, EPDMS over steps, and the worst scenes of the newest."""
+    for name, score in (("step-000000100", 0.5), ("step-000000200", 0.625)):
+        root = preempted_run / "scores" / "mini" / name
+        root.mkdir(parents=True)
+        figures = {"metrics": {"score": {"mean": score, "low": 0.25, "high": 0.75}}}
+        beside = {"human_agent": {"metrics": {"score": {"mean": 0.9, "low": None, "high": None}}}}
+        content = figures | {"score": score, "tokens": 8, "failed": [{}], "baselines": beside}
+        (root / "summary.json").write_text(json.dumps(content))
+        (root / "worst.jpg").write_bytes(name.encode())
+    os.utime(preempted_run / "scores/mini/step-000000100/worst.jpg", (0, 0))
+    lines = [
+        {"step": 100 * n, "split": "mini", "tokens": 8 if n else 4, "score": 0.5 + n / 8}
+        for n in range(3)
+    ]
+    history = preempted_run / "scores" / "history.jsonl"
+    history.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = story.read(preempted_run)
+    assert run.score == 0.75
+    assert [point.step for point in run.metrics["score/epdms"]] == [100, 200]  # of the same scenes
+    text = report.page([run])
+    assert "62.50 [25.0, 75.0]" in text and "90.00" in text and "8 (1 failed)" in text
+    assert text.count("Worst scenes of mini/step-000000200") == 1
+    assert base64.b64encode(b"step-000000200").decode() in text
+    assert '<figure id="epdms">' in text

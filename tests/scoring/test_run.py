@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from convoy.data.prepare.tasks import TaskBoard
 from convoy.scoring.parts import Trajectories
+from convoy.topology import Task
 
 SPLIT = "train_test_split.scene_filter.frame_interval=1"
 ROOT = Path(__file__).parents[2]
@@ -172,6 +175,28 @@ def test_two_scorings_into_one_directory(score, checkpoint, command, tmp_path, c
     code, _ = score(file, *words, "--no-baselines")
     said = capsys.readouterr().err
     assert code == 1 and "belongs to another scoring: agent: " in said
+    board = TaskBoard(out, Task("another-start", job="2"), "convoy score")
+    board.open()
+    try:
+        said = command("agent=human_agent", "--no-baselines").communicate(timeout=120)[0]
+    finally:
+        board.close("stopped")
+    assert "Another `convoy score` is writing" in said and "job 2" in said
+
+
+def test_a_scene_that_raises_is_a_row_with_its_reason(score, raw_data, tmp_path, capsys):
+    """Its route leads over a block that is not on the map."""
+    log = "synthetic-mini-2-000.pkl"
+    frames = pickle.loads((raw_data.root / "navsim_logs/mini" / log).read_bytes())
+    frames[5]["roadblock_ids"] = ["nowhere"]
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / log).write_bytes(pickle.dumps(frames))
+    words = ["agent=constant_velocity_agent", f"navsim_log_path={tmp_path / 'logs'}"]
+    code, out = score(*words, "--no-baselines", cache=tmp_path / "cache")
+    (failed,) = summary(out)["failed"]
+    assert code == 0 and failed["token"] == frames[5]["token"]
+    assert failed["reason"].startswith("its metric cache could not be made: AttributeError")
+    assert f"failed: {failed['log']}/{failed['token']}: its metric" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,11 @@ COMMANDS = (
         "what slurm/launch.sh asks on the first node of a job",
     ),
     ("verdict", "convoy.commands.verdict", "how a start of a run ended, and what follows"),
+    (
+        "score-waiting",
+        "convoy.commands.score_waiting",
+        "what slurm/score_waiting.sh asks beside a training",
+    ),
     ("ask-to-stop", "convoy.commands.ask_to_stop", "what slurm/launch.sh says at a signal"),
 )
 

@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convoy.commands import score_compare
 from convoy.commands.console import console, progress
-from convoy.errors import ExitCode
+from convoy.errors import ConvoyError, ExitCode
+from convoy.run.score_layout import ScoreDirectory
 from convoy.topology import Task
 
 if TYPE_CHECKING:
@@ -89,19 +91,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--retry-failed", action="store_true", help="score scenes again that failed"
     )
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        type=Path,
+        help="compute nothing: paired differences of two scorings, or of two runs' on the split",
+    )
+    parser.add_argument(
+        "--submission",
+        metavar="FILE",
+        type=Path,
+        help="also write the trajectories for NAVSIM's leaderboards, with team_name=… authors=… "
+        "email=… institution=… country=…",
+    )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.compare:
+        score_compare.show(args)
+        return ExitCode.FINISHED
     task = Task.from_environment(os.environ)
     os.environ["TQDM_DISABLE"] = "1"  # NAVSIM draws a bar for each log that it opens
     if args.what is not None and "=" in args.what:
         args.overrides.insert(0, args.what)
         args.what = None
     from convoy.scoring.request import requests
-    from convoy.scoring.run import score
+    from convoy.scoring.run import scene_source, score
+    from convoy.scoring.submission import take_who, write_submission
+    from convoy.scoring.worst import draw_worst
 
+    who = take_who(args.overrides) if args.submission else {}
     found = requests(args)
+    if args.submission and len(found) > 1:
+        raise ConvoyError("--submission is one file: give one --checkpoint.")
     summaries = []
     for request in found:
         with _progress(task) as show:
@@ -109,6 +133,13 @@ def run(args: argparse.Namespace) -> int:
         _print_task(task, outcome)
         if outcome.summary is not None:
             summaries.append(outcome.summary | {"path": str(request.out)})
+            lacking_picture = draw_worst(ScoreDirectory(request.out), scene_source(request.config))
+            if lacking_picture:
+                print(f"note: no picture of the worst scenes: {lacking_picture}", file=sys.stderr)
+            if args.submission:
+                lacking = write_submission(ScoreDirectory(request.out), args.submission, who)
+                without = f"; {len(lacking)} scenes have no trajectory" if lacking else ""
+                print(f"submission: {args.submission}{without}", file=sys.stderr)
             if not args.json:
                 _print(summaries[-1])
     if args.json and summaries:

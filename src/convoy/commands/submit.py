@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from convoy.errors import ConvoyError, ExitCode
-from convoy.host import cluster, first_use, job_file, locate, site, sweep
+from convoy.host import cluster, companion, first_use, job_file, locate, site, sweep
 from convoy.host.submission import Submission, check, check_points
 from convoy.host.sweep_state import Standing, standings
 
@@ -100,7 +100,13 @@ def run(args: argparse.Namespace) -> int:
         print(submission.text, end="")
         return ExitCode.FINISHED
     print(shlex.join(submission.command), flush=True)
-    return subprocess.run(submission.command, env=submission.environment).returncode
+    if not companion.is_wanted([*settings.overrides, *args.overrides]):
+        return subprocess.run(submission.command, env=submission.environment).returncode
+    training = cluster.submit(submission.command, submission.environment)
+    print(f"Submitted batch job {training}", flush=True)
+    beside = companion.command(submission, training)
+    print(shlex.join(beside), flush=True)
+    return subprocess.run(beside, env=submission.environment).returncode
 
 
 def _take_up(args: argparse.Namespace, earlier: sweep.Sweep) -> None:
@@ -122,6 +128,11 @@ def _submit_sweep(
 ) -> int:
     """One array of the points that are neither finished nor in the queue."""
     settings = submission.site
+    if companion.is_wanted([*settings.overrides, *args.overrides]):
+        raise ConvoyError(
+            f"{companion.KEY} is for one training: leave it out of a sweep, and score the points "
+            "when they are finished (convoy score RUN)."
+        )
     root = args.sweep or sweep.default_root(settings.experiments, args.overrides)
     root = root.absolute()
     found = check_points(submission, root, args.estimate)

@@ -14,7 +14,12 @@ from convoy.host.sweep import Sweep
 from convoy.host.sweep_state import Standing, standings
 from convoy.run import sweep_picture
 
-COLUMNS = {"ade": ("ADE, m", "{:.3f}"), "fde": ("FDE, m", "{:.3f}"), "loss": ("val loss", "{:.4g}")}
+COLUMNS = {
+    "epdms": ("EPDMS", "{:.2%}"),
+    "ade": ("ADE, m", "{:.3f}"),
+    "fde": ("FDE, m", "{:.3f}"),
+    "loss": ("val loss", "{:.4g}"),
+}
 TITLES = {"ade": "ADE on held-out logs, m", "loss": "Validation loss"}
 COLOURS = {"finished": "green", "running": "green", "failed": "red", "stopped": "red"}
 

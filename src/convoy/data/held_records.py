@@ -5,6 +5,7 @@ A sample of EgoStatusMLP has 300 bytes. Reading it costs more than training on i
 """
 
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -23,6 +24,7 @@ class HeldRecords:
         self._split, self._reader = split, reader
         counts = [len(shard.tokens) for shard in split.shards]
         self._first = np.concatenate([[0], np.cumsum(counts)])
+        self._place = self._first[split.shard_of] + split.row_of  # of a sample among the records
         self._lock = threading.Lock()
         self._records: np.ndarray | None = None
 
@@ -34,16 +36,12 @@ class HeldRecords:
             return False
         return sum(len(shard.tokens) for shard in split.shards) * length <= HELD_AT_MOST
 
-    def of(self, indices: list[int]) -> np.ndarray:
+    def of(self, indices: Sequence[int]) -> np.ndarray:
         """uint8 (samples, record bytes): a copy. Raises ConvoyError naming the unreadable file."""
         with self._lock:
             if self._records is None:
                 self._records = self._read()
-        split = self._split
-        taken: np.ndarray = self._records[
-            self._first[split.shard_of[indices]] + split.row_of[indices]
-        ]
-        return taken
+        return self._records.take(self._place.take(indices), axis=0)
 
     def _read(self) -> np.ndarray:
         split = self._split

@@ -7,10 +7,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 from convoy.errors import ConvoyError
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -49,7 +52,8 @@ def run(
     with ProcessPoolExecutor(
         workers, mp_context=context, initializer=_start, initargs=(prepare,)
     ) as pool:
-        futures = {pool.submit(function, plan, task): task for task in tasks}
+        with _one_thread_each():  # submitting is what starts them
+            futures = {pool.submit(function, plan, task): task for task in tasks}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -60,6 +64,22 @@ def run(
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes that start now have one thread in their numerical libraries, which read this when
+    they are loaded: there is a process for each core."""
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _start(prepare: Callable[[], None] | None) -> None:

@@ -92,6 +92,8 @@ class ShardLoader:
             _abandon(pending)
 
     def _begin(self, indices: Sequence[int]) -> "_Reading":
+        if self._held is not None:
+            return self._gather(self._held, indices)
         shards, rows = self.split.shard_of[indices].tolist(), self.split.row_of[indices].tolist()
         layouts = set(self._layout_of[shards].tolist())
         plan = self._plans[next(iter(layouts))]
@@ -103,17 +105,6 @@ class ShardLoader:
             return _Reading(self._reader.executor, [read_any], lambda results: results[0])
 
         pool, size = self._reader.pool, len(indices)
-        held = self._held
-        if held is not None:
-
-            def gather() -> PackedBatch:
-                records = held.of(list(indices))
-                block = pool.take(plan.bytes)
-                plan.place(records, block.memory.numpy())
-                return PackedBatch.borrowing(block, pool, plan.columns, plan.form, size)
-
-            return _Reading(None, [gather], lambda results: results[0])
-
         block = pool.take(plan.bytes)
         memory = memoryview(block.memory.numpy())  # type: ignore[arg-type]
 
@@ -138,6 +129,18 @@ class ShardLoader:
             lambda _: PackedBatch.borrowing(block, pool, plan.columns, plan.form, size),
             lambda: pool.give_back(block),
         )
+
+    def _gather(self, held: HeldRecords, indices: Sequence[int]) -> "_Reading":
+        pool, plan = self._reader.pool, self._plans[0]
+        assert plan is not None
+
+        def gather() -> PackedBatch:
+            records = held.of(indices)
+            block = pool.take(plan.bytes)
+            plan.place(records, block.memory.numpy())
+            return PackedBatch.borrowing(block, pool, plan.columns, plan.form, len(indices))
+
+        return _Reading(None, [gather], lambda results: results[0])
 
 
 @dataclass(frozen=True)

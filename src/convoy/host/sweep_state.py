@@ -36,7 +36,8 @@ class Standing:
 
     @property
     def figures(self) -> dict[str, float]:
-        """Of the last weights that were validated: ADE and FDE in metres, loss."""
+        """Of the last weights that were validated: ADE and FDE in metres, loss; and the highest
+        EPDMS of its checkpoints, from 0 to 1."""
         found = {}
         for name in FIGURES:
             value = self.run.results.get(name)
@@ -45,6 +46,8 @@ class Standing:
                 value = points[-1].value if points else None
             if value is not None:
                 found[name] = float(value)
+        if self.run.score is not None:
+            found["epdms"] = self.run.score
         return found
 
     @property

@@ -1,6 +1,7 @@
 """An agent as scoring asks it: the poses of one scene."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from convoy.errors import ConvoyError
 from convoy.navsim import tree
 from convoy.navsim.importing import make_importable
 from convoy.navsim.scenes import read_yaml
+from convoy.navsim.split_scenes import no_sensors
 
 INTERVAL = 0.5  # seconds between the poses of an agent that does not say otherwise
 KEY = "trajectory"  # of the poses among an agent's predictions
@@ -58,6 +60,16 @@ class Planner:
         features = {name: value[None] for name, value in self.features(agent_input).items()}
         with torch.no_grad():
             return self.agent.forward(features)[KEY][0].numpy()
+
+
+def require_sensors(folder: Path, agent: Any) -> None:
+    """Raise ConvoyError where the agent's input needs sensor data and `folder` is not there."""
+    if Planner(agent).sensor_config != no_sensors() and not folder.is_dir():
+        raise ConvoyError(
+            f"original_sensor_path={folder} is not a directory on this machine, and "
+            f"{type(agent).__name__} needs pictures or points. Is the file system mounted? "
+            "Features that are there already are read with --shards DIR."
+        )
 
 
 def has_own_way(agent: Any) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 
 from convoy.run import timeline
 from convoy.run.hints import SLOW_RANK
-from convoy.run.story import Point, Story
+from convoy.run.story import EPDMS, Point, Story
 from convoy.run.timeline import Timeline, span
 
 # Of Okabe and Ito: told apart by colour-blind eyes. report.html has the same.
@@ -15,6 +15,7 @@ SERIES = (
     ("val-loss", "Validation loss", "val/loss", "", False),
     ("ade", "ADE on held-out logs", "val/ade", " m", False),
     ("fde", "FDE on held-out logs", "val/fde", " m", False),
+    ("epdms", "EPDMS, scored beside the training", EPDMS, "", False),
     ("rate", "Throughput", "train/samples_per_s", " samples/s", True),
     ("wait", "Share of time that ranks wait for data", "train/data_wait", "", True),
 )

@@ -48,6 +48,25 @@ class RunDirectory:
         """Those that are there, newest first."""
         return sorted(self.checkpoints.glob("step-*.ckpt"), reverse=True)
 
+    def waiting_for_score(self, step: int) -> Path:
+        """A second name of a checkpoint that is to be scored, which rotation leaves alone. In the
+        same folder: some file systems have no hard links across folders."""
+        return self.checkpoints / f"to-score-{step:09d}.ckpt"
+
+    def all_waiting_for_score(self) -> list[Path]:
+        """Those that are there, oldest first."""
+        return sorted(self.checkpoints.glob("to-score-*.ckpt"))
+
+    @property
+    def best_by_score(self) -> Path:
+        """The checkpoint with the best of the scores in `score_history`."""
+        return self.checkpoints / "best-score.ckpt"
+
+    @property
+    def score_history(self) -> Path:
+        """One line of JSON per checkpoint that was scored beside the training."""
+        return self.scores / "history.jsonl"
+
     def owner(self, number: int) -> Path:
         """Who writes to the run: the highest number does. See `convoy.run.lock`."""
         return self.root / f"owner-{number}.json"

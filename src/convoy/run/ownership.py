@@ -35,6 +35,7 @@ MAY_CHANGE = (
     "watchdog_minutes",
     "data.trust_cache",
     "checkpoint.",
+    "score.",
     "distributed_timeout_minutes",
     "validate_first",
     "speed",

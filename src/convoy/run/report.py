@@ -22,6 +22,7 @@ from convoy.run.timeline import Timeline, span
 TEMPLATE = Path(__file__).with_name("report.html")
 POINTS = 1200  # of a curve: more than pixels
 MOST_BYTES = 2_000_000
+BASELINES = ("human_agent", "constant_velocity_agent")  # scored beside an agent
 
 
 def write(path: Path, runs: Sequence[Story]) -> Path:
@@ -94,6 +95,7 @@ def _body(
     yield from _predictions(runs, times)
     if pictures:
         yield from _trajectories(runs)
+    yield from _scores(runs, pictures)
     yield from _table("Configuration", [run.config for run in runs], runs)
     yield from _table(
         "Last start", [flat(run.launches[-1]) if run.launches else {} for run in runs], runs
@@ -177,6 +179,57 @@ def _trajectories(runs: Sequence[Story]) -> Iterator[str]:
             "constant-velocity "
             f'trajectories" src="data:image/png;base64,{picture}">'
         )
+
+
+def _scores(runs: Sequence[Story], pictures: bool) -> Iterator[str]:
+    """A row for each scoring, and the worst scenes of the newest."""
+    rows = []
+    for run in runs:
+        for name, scored in run.scorings.items():
+            beside = scored.get("baselines") or {}
+            figures = [
+                scored.get("metrics") or {},
+                *((beside.get(agent) or {}).get("metrics") or {} for agent in BASELINES),
+            ]
+            scenes = f"{scored.get('tokens', '-')} ({len(scored.get('failed') or ())} failed)"
+            cells = (run.name, name, *(_epdms(each) for each in figures), scenes)
+            rows.append("".join(f"<td>{escape(cell)}</td>" for cell in cells))
+    if not rows:
+        return
+    head = "".join(
+        f"<th>{name}</th>"
+        for name in ("run", "scored", "EPDMS, %", "human", "constant velocity", "scenes")
+    )
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    yield f"<h2>NAVSIM's score</h2><div class=scroll><table><tr>{head}</tr>{body}</table></div>"
+    for run in runs if pictures else ():
+        newest = max(run.run.scores.glob("*/*/worst.jpg"), key=_age, default=None)
+        content = newest.read_bytes() if newest else b""
+        if newest and len(content) <= MOST_BYTES // 4:
+            picture = base64.b64encode(content).decode()
+            of = f"{newest.parent.parent.name}/{newest.parent.name}"
+            if len(runs) > 1:
+                of = f"{run.name}, {of}"
+            yield (
+                f"<h2>Worst scenes of {escape(of)}</h2>"
+                '<img alt="The scenes with the lowest scores: front camera, and the planned and '
+                'the human trajectory from above" '
+                f'src="data:image/jpeg;base64,{picture}">'
+            )
+
+
+def _age(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _epdms(metrics: Mapping[str, Any]) -> str:
+    score = metrics.get("score") or {}
+    if not isinstance(score.get("mean"), int | float):
+        return "-"
+    mean = f"{100 * score['mean']:.2f}"
+    if not isinstance(score.get("low"), int | float):
+        return mean
+    return f"{mean} [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
 
 
 def _table(

@@ -16,7 +16,7 @@ from convoy.run.layout import RunDirectory
 
 @dataclass(frozen=True)
 class ScoreDirectory:
-    """Paths of one scoring; a unit is a part of a log, at most some dozen scenes."""
+    """Paths of one scoring; a unit is a part of a log, at most sixteen scenes."""
 
     root: Path
 
@@ -48,6 +48,11 @@ class ScoreDirectory:
     def table(self) -> Path:
         """NAVSIM's CSV: a row per token, and the average at the end. There when all is scored."""
         return self.root / "scores.csv"
+
+    @property
+    def worst(self) -> Path:
+        """A picture of the scenes with the lowest scores."""
+        return self.root / "worst.jpg"
 
     @property
     def summary(self) -> Path:

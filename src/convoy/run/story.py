@@ -15,6 +15,7 @@ from typing import Any
 
 from convoy.run.layout import RunDirectory
 
+EPDMS = "score/epdms"  # among the metrics
 _KEY = re.compile(r"( *)((?:- )*)([^\s:#][^:]*):(?: (.*))?$")
 
 
@@ -42,6 +43,7 @@ class Story:
     manifest: Mapping[str, Any] = field(default_factory=dict)
     vitals: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)  # by host
     paces: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)  # by rank, the newest
+    scorings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by split/checkpoint
 
     @property
     def run(self) -> RunDirectory:
@@ -51,6 +53,13 @@ class Story:
     def name(self) -> str:
         """Experiment and run, as their folders are called."""
         return f"{self.root.parent.name}/{self.root.name}"
+
+    @property
+    def score(self) -> float | None:
+        """The highest EPDMS among the checkpoints that were scored, from 0 to 1."""
+        found = [summary.get("score") for summary in self.scorings.values()]
+        found += [point.value for point in self.metrics.get(EPDMS, ())]
+        return max((score for score in found if isinstance(score, int | float)), default=None)
 
     @property
     def is_finished(self) -> bool:
@@ -141,7 +150,7 @@ def read(root: Path) -> Story:
         read_json(run.results),
         read_json(run.prediction),
         read_config(run.config),
-        read_metrics(run.metrics),
+        read_metrics(run.metrics) | read_scores(run.score_history),
         read_json(run.manifest),
         {
             path.stem: samples
@@ -151,6 +160,10 @@ def read(root: Path) -> Story:
         {
             int(path.stem.rpartition("-")[2]): read_json(path)
             for path in sorted(run.paces.glob("rank-*.json"))
+        },
+        {
+            f"{path.parent.parent.name}/{path.parent.name}": read_json(path)
+            for path in sorted(run.scores.glob("*/*/summary.json"))
         },
     )
 
@@ -263,6 +276,18 @@ def read_metrics(folder: Path) -> dict[str, tuple[Point, ...]]:
         except (OSError, csv.Error):
             continue
     return {name: tuple(points) for name, points in found.items()}
+
+
+def read_scores(history: Path) -> dict[str, tuple[Point, ...]]:
+    """EPDMS over steps, of what was scored beside the training; of several splits the last."""
+    lines = [line for line in read_lines(history) if isinstance(line.get("score"), int | float)]
+    points = tuple(
+        Point(int(line["step"]), float(line["score"]), 0)
+        for line in lines
+        if (line.get("split"), line.get("tokens"))
+        == (lines[-1].get("split"), lines[-1].get("tokens"))
+    )
+    return {EPDMS: points} if points else {}
 
 
 def _number(name: str) -> int:

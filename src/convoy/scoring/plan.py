@@ -1,5 +1,5 @@
 """What is to be scored, written down once in `<scoring>/scoring.json`: the scenes of a split in
-units of at most some dozen, so that a kill loses at most a minute of each process's work."""
+units of at most sixteen, so that a kill loses less than a minute of each process's work."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from convoy.navsim.importing import one_thread
 from convoy.navsim.split_scenes import SceneSource, synthetic_scenes, tokens_of_log
 from convoy.run.score_layout import ScoreDirectory
 
-SCENES_PER_UNIT = 32
+SCENES_PER_UNIT = 16
 LOGS_PER_LISTER = 8  # that a process must have to list for it to be worth starting
 VERSION = 1
 
@@ -72,7 +72,7 @@ def open_plan(
             "units": [asdict(unit) for unit in begin()],
         }
         create_once(directory.plan, content)
-    plan = _read(directory)
+    plan = read_plan(directory)
     changed = changes(plan.identity, identity)
     if changed:
         raise ConvoyError(
@@ -129,7 +129,8 @@ def _parts(log: str, tokens: Sequence[str]) -> list[Unit]:
     ]
 
 
-def _read(directory: ScoreDirectory) -> Plan:
+def read_plan(directory: ScoreDirectory) -> Plan:
+    """Raises ConvoyError where there is none that can be read."""
     path = directory.plan
     try:
         content = json.loads(path.read_bytes())

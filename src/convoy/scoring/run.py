@@ -17,7 +17,7 @@ from convoy.data.prepare.tasks import TaskBoard
 from convoy.errors import ConvoyError
 from convoy.navsim import tree
 from convoy.navsim.metric_cache import claim_cache, write_metadata
-from convoy.navsim.planner import rule_based
+from convoy.navsim.planner import require_sensors, rule_based
 from convoy.navsim.score_config import folder, maps_root, plain
 from convoy.navsim.score_table import make_table
 from convoy.navsim.split_scenes import SceneSource
@@ -159,6 +159,8 @@ def _begin(
         verify(request.checkpoint)
     request.inference.check()
     loaded = load_agent(agent, request.checkpoint)  # a wrong one is an error before all else
+    if request.inference.shards is None:
+        require_sensors(source.sensors, loaded)
     note = claim_cache(cache, plain(config, "proposal_sampling")["proposal_sampling"])
     of_scenes = _identity(request, source, parts)
     identity = of_scenes | {
@@ -193,6 +195,11 @@ def scene_source(config: DictConfig) -> SceneSource:
     """Where the split's scenes are. Raises ConvoyError for a folder that is not named."""
     chosen = plain(config, "train_test_split")["train_test_split"]
     second = bool(chosen["scene_filter"].get("include_synthetic_scenes"))
+    if second and not chosen.get("reactive_all_mapping"):
+        raise ConvoyError(
+            "The split has synthetic scenes and no reactive_all_mapping, by which NAVSIM's script "
+            "weighs them: choose one that has, like navhard_two_stage."
+        )
     return SceneSource(
         folder(config, "navsim_log_path"),
         folder(config, "original_sensor_path"),
@@ -264,15 +271,19 @@ def _finish(scoring: _Scoring, seconds: float) -> dict[str, Any]:
         "software": {"convoy": __version__, "navsim": tree.commit()},
     }
     for name, baseline in scoring.baselines.items():
-        other, lost = _tabulate(scoring, baseline)
-        summary["baselines"][name] = {
-            "path": str(baseline.root),
-            "failed": len(lost),
-            "metrics": metrics(other, plan.log_of),
-        }
+        summary["baselines"][name] = {"path": str(baseline.root)} | _figures(scoring, baseline)
     write_text(directory.summary, json.dumps(summary, indent=1))
     write_metadata(scoring.work.metric_cache, ((log, t) for t, log in plan.log_of.items()))
     return summary
+
+
+def _figures(scoring: _Scoring, baseline: ScoreDirectory) -> dict[str, Any]:
+    """What the summary says of a baseline: its metrics, or why it has none."""
+    try:
+        table, failed = _tabulate(scoring, baseline)
+    except ConvoyError as error:
+        return {"failed": scoring.plan.tokens, "metrics": {}, "reason": str(error)}
+    return {"failed": len(failed), "metrics": metrics(table, scoring.plan.log_of)}
 
 
 def _tabulate(scoring: _Scoring, directory: ScoreDirectory) -> tuple[Table, list[dict[str, str]]]:
@@ -293,14 +304,24 @@ def _tabulate(scoring: _Scoring, directory: ScoreDirectory) -> tuple[Table, list
             f"{first['reason']}"
         )
     config = scoring.request.config
-    mapping = config.train_test_split.get("reactive_all_mapping")
-    two_stage = scoring.work.source.two_stage
-    content = make_table(
-        rows,
-        [entry["token"] for entry in failed],
-        plain(config, "proposal_sampling")["proposal_sampling"],
-        (mapping or []) if two_stage else None,
-    )
+    try:
+        content = make_table(
+            rows,
+            [entry["token"] for entry in failed],
+            plain(config, "proposal_sampling")["proposal_sampling"],
+            plain(config, "train_test_split")["train_test_split"]["reactive_all_mapping"]
+            if scoring.work.source.two_stage
+            else None,
+        )
+    except Exception as error:  # NAVSIM's script over two stages needs every scene
+        if not failed:
+            raise
+        first = failed[0]
+        raise ConvoyError(
+            f"NAVSIM's script makes no table of two stages when scenes fail, and {len(failed)} "
+            f"did ({type(error).__name__}). {first['log']}/{first['token']}: {first['reason']} "
+            "Once that is mended: --retry-failed."
+        ) from error
     with replacing(directory.table) as file:
         file.write(content)
     return Table.parse(content), failed

@@ -51,15 +51,13 @@ def metrics(table: Table, log_of: Mapping[str, str]) -> dict[str, dict[str, floa
 
     The mean is NAVSIM's. Scenes of one log are alike, so the interval comes from drawing whole logs
     again (cluster bootstrap, percentiles; Cameron, Gelbach and Miller, 2008). It is None for one
-    log, and for the score of two stages, which is not a mean over scenes.
+    log, and for two stages, whose figures are weighted means over groups of scenes.
     """
     logs = [log_of[token] for token in table.tokens]
     two_stage = any(name.endswith("_stage_two") for name in table.columns)
     found: dict[str, dict[str, float | None]] = {}
     for name in table.columns:
-        low, high = (
-            (None, None) if two_stage and name == SCORE else interval(table.column(name), logs)
-        )
+        low, high = (None, None) if two_stage else interval(table.column(name), logs)
         found[name] = {"mean": _or_none(table.means[name]), "low": low, "high": high}
     return found
 

@@ -5,6 +5,7 @@ not check them when it loads, `verify` does. torch.distributed.checkpoint writes
 shards, which no agent's `initialize` can read.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -28,6 +29,8 @@ from convoy.run.layout import RunDirectory
 from convoy.training.host_copy import HostCopy, named_tensors
 
 logger = logging.getLogger("convoy")
+
+MOST_WAITING = 8  # checkpoints that wait to be scored; a job that scores may be long in the queue
 
 
 class DamagedCheckpoint(ConvoyError):
@@ -58,6 +61,22 @@ class CheckpointFolder:
         for path in self.run.step_checkpoints()[keep:]:
             if path.resolve() not in named:
                 path.unlink(missing_ok=True)
+
+    def offer_for_score(self, path: Path, step: int) -> None:
+        """Keep `path` under a second name until it is scored; of those that wait too long, the
+        oldest go."""
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.link(path, self.run.waiting_for_score(step))
+        except OSError as error:
+            logger.warning(
+                "%s cannot be kept for scoring (%s): convoy score scores it by hand.",
+                path,
+                error.strerror,
+            )
+        for oldest in self.run.all_waiting_for_score()[:-MOST_WAITING]:
+            logger.warning("%s waited too long to be scored and was removed.", oldest)
+            oldest.unlink(missing_ok=True)
 
     def tidy(self) -> None:
         """Remove what killed writers left. Only the run's owner may: nobody else writes here."""

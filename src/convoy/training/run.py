@@ -159,6 +159,7 @@ def _train(
             rehearsal.monitor,
             config.checkpoint.every_minutes,
             config.checkpoint.keep,
+            config.score.every_epochs,
         ),
     ]
     callbacks.append(speed)

@@ -35,9 +35,11 @@ class SafePoints(Checkpoint):
         monitor: str,
         every_minutes: float,
         keep: int,
+        score_every: int | None = None,
     ) -> None:
         """`record` takes an event's name and facts; `monitor` is the metric that the best
-        checkpoint has the least of; `keep` is how many stay beside the best."""
+        checkpoint has the least of; `keep` is how many stay beside the best; the one after the
+        validation of every `score_every`-th epoch is offered to be scored."""
         self._folder, self._writer, self._host_group, self._request = (
             folder,
             writer,
@@ -45,7 +47,7 @@ class SafePoints(Checkpoint):
             request,
         )
         self._record, self._interval, self._keep = record, every_minutes * 60, keep
-        self._monitor = monitor
+        self._monitor, self._score_every = monitor, score_every
         self._agreement = Agreement(host_group, request, min(1.0, self._interval))
         self._stop: Decision | None = None
         self._saved_at = time.monotonic()
@@ -177,11 +179,16 @@ class SafePoints(Checkpoint):
     def _save(self, trainer: pl.Trainer, moment: Moment, is_best: bool = False) -> None:
         step = trainer.global_step
         began = time.monotonic()
+        ended = moment is Moment.VALIDATION and trainer.is_last_batch
+        every = self._score_every
+        for_score = every is not None and ended and (trainer.current_epoch + 1) % every == 0
 
         def written(path: Path) -> None:
             self._folder.point(self._folder.run.last_checkpoint, path)
             if is_best:
                 self._folder.point(self._folder.run.best_checkpoint, path)
+            if for_score:
+                self._folder.offer_for_score(path, step)
             self._folder.rotate(self._keep)
             seconds = round(time.monotonic() - began, 3)
             self._record(
