@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     prepare_imports()
-    device = torch.device("cpu" if args.cpu else "cuda")
+    device = torch.device("cpu") if args.cpu else torch.device("cuda", 0)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         shards = folder / "shards"

@@ -164,7 +164,14 @@ def test_a_node_that_says_how_it_ended_did_not_go(hub):
 def test_a_stranger_on_the_port_does_no_harm(hub):
     with socket.create_connection(("127.0.0.1", hub.port)) as stranger:
         stranger.sendall(b'GET / HTTP/1.1\r\n\r\n{"word": 1, "host": "gl099"}\n[]\n')
-        assert set(gather_all({host: join(host, hub) for host in HOSTS})) == set(HOSTS)
+        nodes = {host: join(host, hub) for host in HOSTS}
+        assert set(gather_all(nodes)) == set(HOSTS)
+    heard = Heard(nodes["gl006"])
+    for sent in (b'{"word": 1, "host": "gl011"}\n', b"[" * 100_000 + b"\n", b"5\n"):
+        with socket.create_connection(("127.0.0.1", hub.port)) as stranger:
+            stranger.sendall(sent)
+    time.sleep(1.2)
+    assert not heard
 
 
 def test_a_node_alone_has_no_peers_and_a_taken_port_is_said():

@@ -52,6 +52,17 @@ def test_a_checkpoint_of_a_run_is_enough(run_directory):
     assert request.out == run_directory / "scores" / "mini" / "step-000000001"
 
 
+def test_navsims_own_words_name_split_and_checkpoint(run_directory, tmp_path):
+    file = run_directory / "checkpoints" / "step-000000001.ckpt"
+    words = ["agent=ego_status_mlp_agent", f"agent.checkpoint_path={file}"]
+    words += ["train_test_split=navmini", "experiment_name=x", "worker=sequential"]
+    (request,) = requests(asked(None, *words, out=tmp_path / "out"))
+    assert request.checkpoint == file and request.split == "navmini"
+    assert len(request.config.train_test_split.scene_filter.tokens) == 396
+    (request,) = requests(asked(run_directory, "train_test_split=navmini"))
+    assert request.out == run_directory / "scores" / "navmini" / "step-000000003"
+
+
 @pytest.mark.parametrize(
     ("what", "changes", "message"),
     [

@@ -65,9 +65,9 @@ def words(name, *agent):
 
 
 def rows(text):
-    """The columns of each scene by token, without the average."""
-    found = {row[1]: row[2:] for row in csv.reader(io.StringIO(text))}
-    return {token: row for token, row in found.items() if token != "average_all_frames"}
+    """The columns of each scene by token, without the header and the average."""
+    _, *found = csv.reader(io.StringIO(text))
+    return {row[1]: row[2:] for row in found if row[1] != "average_all_frames"}
 
 
 def test_two_nodes_score_transfuser_as_navsims_script_does(testbed, raw):
@@ -112,6 +112,18 @@ def test_two_nodes_score_transfuser_as_navsims_script_does(testbed, raw):
     assert len(ours) == SCENES
     assert ours == rows(testbed.run("bash", "-c", f"cat {EXP}/navsim/*.csv").out)
     testbed.assert_nothing_left()
+
+
+@pytest.mark.parametrize("nodes", [1, 4])
+def test_nodes_do_equal_shares(testbed, raw, nodes):
+    options = [*SMALL, f"--nodes={nodes}", "slurm/score.slurm", "agent=human_agent"]
+    where = ["--split=mini", f"--out={EXP}/human-{nodes}", "--workers=1", "--no-baselines", SPLIT]
+    job = testbed.sbatch(*options, *where, environment=raw, timeout=600)
+    assert job.code == 0, job.log
+    shares = dict(re.findall(rf"task (\d) of {nodes}: (\d+) scenes scored", job.log))
+    assert shares == {str(task): str(SCENES // nodes) for task in range(nodes)}
+    ours = rows(testbed.read(f"{EXP}/human-{nodes}/scores.csv"))
+    assert len(ours) == SCENES and all(row[0] == "True" for row in ours.values())
 
 
 def test_a_killed_node_loses_nothing_that_was_finished(testbed, raw):

@@ -102,6 +102,17 @@ def run_of(job: str, experiments: Path) -> Path | None:
     return None
 
 
+def expected_run(experiments: Path, overrides: Sequence[str], job: str) -> Path:
+    """Where the run of a job that was just submitted will be, as training/ names it."""
+    named = {"run_dir": "", "output_dir": "", "experiment_name": "train"}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in named:
+            named[key] = value
+    chosen = named["run_dir"] or named["output_dir"]
+    return Path(chosen).absolute() if chosen else experiments / named["experiment_name"] / job
+
+
 def job_of(root: Path) -> str | None:
     """The job of a run's last start."""
     starts = [launch.get("job") for launch in story.read_lines(RunDirectory(root).launches)]

@@ -10,6 +10,7 @@ Lines of JSON over TCP. Standard library only.
 """
 
 import contextlib
+import errno
 import json
 import selectors
 import socket
@@ -57,9 +58,7 @@ class Hub:
     def __init__(self, hosts: Sequence[str], port: int, arrival: float = ARRIVAL) -> None:
         """Raises OSError where `port` is taken."""
         self._hosts = tuple(hosts)
-        dual = socket.has_dualstack_ipv6()
-        family = socket.AF_INET6 if dual else socket.AF_INET
-        self._server = socket.create_server(("", port), family=family, dualstack_ipv6=dual)
+        self._server = _listen(port)
         self.port: int = self._server.getsockname()[1]
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._server, selectors.EVENT_READ)
@@ -102,7 +101,10 @@ class Hub:
         self._server.close()
 
     def _accept(self) -> None:
-        connection, _ = self._server.accept()
+        try:
+            connection, _ = self._server.accept()
+        except OSError:  # whoever it was has gone again
+            return
         connection.settimeout(_SEND)
         link = _Link(connection)
         self._links.append(link)
@@ -117,11 +119,11 @@ class Hub:
             link.heard = time.monotonic()
             for line in lines:
                 self._hear(link, json.loads(line))
-        except (OSError, ValueError, KeyError, TypeError):
+        except Exception:  # anybody can connect, and send anything
             self._lose(link)
 
     def _hear(self, link: _Link, said: dict[str, Any]) -> None:
-        if "word" in said and said["host"] in self._hosts:
+        if "word" in said and said["host"] in self._hosts and said["host"] not in self._words:
             link.host = said["host"]
             self._words[link.host] = said["word"]
             if self._gathered is not None:  # too late
@@ -268,6 +270,17 @@ class Peers:
             raise ConnectionResetError("the first node closed the connection")
         *lines, self._rest = (self._rest + data).split(b"\n")
         return [json.loads(line) for line in lines]
+
+
+def _listen(port: int) -> socket.socket:
+    """On every address of this machine; IPv6 may be there and switched off."""
+    if socket.has_dualstack_ipv6():
+        try:
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                raise
+    return socket.create_server(("", port))
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ class Inference:
     @property
     def torch_device(self) -> torch.device:
         on_gpu = self.device == "cuda" or (self.device == "auto" and torch.cuda.is_available())
-        return torch.device("cuda" if on_gpu else "cpu")
+        return torch.device("cuda", 0) if on_gpu else torch.device("cpu")
 
     @property
     def _in_batches(self) -> bool:

@@ -16,6 +16,7 @@ from convoy.scoring.predict import Inference
 from convoy.scoring.run import Request
 
 SUFFIX = ".ckpt"
+SPLIT = "train_test_split="
 
 
 class Asked(Protocol):
@@ -45,13 +46,14 @@ def requests(asked: Asked) -> list[Request]:
             "configuration; beside a checkpoint, or without one, name it: agent=transfuser_agent."
         )
     of_run = _agent_of(run) if run is not None and "agent" not in names else None
-    own = [word for word in asked.overrides if of_run is None or not word.startswith("agent.")]
-    config = compose_scoring(asked.split, own)
+    split, overrides = _split(asked)
+    own = [word for word in overrides if of_run is None or not word.startswith("agent.")]
+    config = compose_scoring(split, own)
     if of_run is not None:
-        changes = [word.removeprefix("agent.") for word in asked.overrides if word not in own]
+        changes = [word.removeprefix("agent.") for word in overrides if word not in own]
         with open_dict(config):
             config.agent = OmegaConf.merge(of_run, OmegaConf.from_dotlist(changes))
-    checkpoints = _checkpoints(asked, run)
+    checkpoints = _checkpoints(asked, run, config)
     if asked.out is not None and len(checkpoints) > 1:
         raise ConvoyError(
             f"--out is one directory, and {len(checkpoints)} checkpoints are to be scored: leave "
@@ -59,9 +61,9 @@ def requests(asked: Asked) -> list[Request]:
         )
     return [
         Request(
-            asked.split,
+            split,
             config,
-            _out(asked, run, checkpoint),
+            _out(asked, split, run, checkpoint),
             checkpoint,
             not asked.no_baselines,
             asked.retry_failed,
@@ -94,7 +96,14 @@ def _agent_of(run: RunDirectory) -> DictConfig:
     return config.agent
 
 
-def _checkpoints(asked: Asked, run: RunDirectory | None) -> list[Path | None]:
+def _split(asked: Asked) -> tuple[str, list[str]]:
+    """The split's name, NAVSIM's `train_test_split=` before --split, and the other overrides."""
+    named = [word for word in asked.overrides if word.startswith(SPLIT)]
+    rest = [word for word in asked.overrides if word not in named]
+    return (named[-1].removeprefix(SPLIT) if named else asked.split), rest
+
+
+def _checkpoints(asked: Asked, run: RunDirectory | None, config: DictConfig) -> list[Path | None]:
     """Files, in the order that they were asked for; [None] for an agent without weights."""
     named = list(asked.checkpoint or ())
     if asked.what is not None and Path(asked.what).is_file():
@@ -105,7 +114,8 @@ def _checkpoints(asked: Asked, run: RunDirectory | None) -> list[Path | None]:
             )
         return [Path(asked.what).resolve()]
     if run is None and not named:
-        return [None]
+        path = config.agent.get("checkpoint_path")  # NAVSIM's own way to name it
+        return [_file(path, None) if path else None]
     if not named:
         assert run is not None
         named = ["best" if run.best_checkpoint.exists() else "last"]
@@ -130,7 +140,7 @@ def _file(name: str, run: RunDirectory | None) -> Path:
     return path.resolve()
 
 
-def _out(asked: Asked, run: RunDirectory | None, checkpoint: Path | None) -> Path:
+def _out(asked: Asked, split: str, run: RunDirectory | None, checkpoint: Path | None) -> Path:
     if asked.out is not None:
         return asked.out.absolute()
     if run is None or checkpoint is None:
@@ -138,7 +148,7 @@ def _out(asked: Asked, run: RunDirectory | None, checkpoint: Path | None) -> Pat
             "Where are the scores to go? There is no run to keep them: --out DIR, on a file "
             "system of all nodes."
         )
-    return scoring_of_run(run, asked.split, checkpoint.stem).root
+    return scoring_of_run(run, split, checkpoint.stem).root
 
 
 def _keys(overrides: Sequence[str]) -> set[str]:
