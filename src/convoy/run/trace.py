@@ -19,6 +19,7 @@ RANGE = "step: "  # begins the names of a step's parts, which convoy.training.ti
 FETCH = f"{RANGE}data_wait"  # a step begins with it
 TOP = 12
 DEVICE_CATEGORIES = ("kernel", "gpu_memcpy", "gpu_memset")
+LAUNCH_CATEGORIES = ("cuda_runtime", "cuda_driver")
 
 # The first that fits a kernel's or an operator's name.
 KINDS = (
@@ -128,9 +129,47 @@ def breakdown(events: Iterable[Mapping[str, Any]]) -> Breakdown:
     host_parts = {
         part: _length(spans) / steps / 1000 for part, spans in ranges.items() if part != "batch"
     }
-    device = [event for event in inside if event.get("cat") in DEVICE_CATEGORIES]
-    made = _of_device if device else _of_host
-    return made(device or inside, inside, window, steps, ranges, host_parts)
+    device, device_window = _on_device(whole, window)
+    if device:
+        return _of_device(device, inside, device_window, steps, ranges, host_parts)
+    return _of_host(inside, inside, window, steps, ranges, host_parts)
+
+
+def _on_device(
+    whole: Sequence[Mapping[str, Any]], window: Span
+) -> tuple[list[Mapping[str, Any]], Span]:
+    """What the host launched in `window`, and when that ran: the host can be steps ahead.
+
+    It ran from its first kernel to the first one that was launched after it, both on the stream
+    with the most work; others bring later batches.
+    """
+    launches = {
+        event["args"]["correlation"]: event["ts"]
+        for event in whole
+        if event.get("cat") in LAUNCH_CATEGORIES and "correlation" in event.get("args", {})
+    }
+    events = [event for event in whole if event.get("cat") in DEVICE_CATEGORIES]
+    launched = [
+        launches.get(event.get("args", {}).get("correlation"), event["ts"]) for event in events
+    ]
+    device = [
+        event for event, at in zip(events, launched, strict=True) if window[0] <= at < window[1]
+    ]
+    work: dict[Any, float] = {}
+    for event in device:
+        stream = event.get("args", {}).get("stream")
+        work[stream] = work.get(stream, 0.0) + event["dur"]
+    if not work or not launches:
+        return device, window
+    main = max(work, key=lambda stream: work[stream])
+    mine = [event for event in device if event.get("args", {}).get("stream") == main]
+    later = [
+        event["ts"]
+        for event, at in zip(events, launched, strict=True)
+        if at >= window[1] and event.get("args", {}).get("stream") == main
+    ]
+    ended = max(event["ts"] + event["dur"] for event in mine)
+    return device, (min(event["ts"] for event in mine), min(later, default=ended))
 
 
 def _of_device(
