@@ -1,5 +1,5 @@
-"""Processor time per training step of `convoy train` and of a bare PyTorch loop with the same agent,
-data and loader: one rank, one thread, in turn.
+"""Processor time per training step of `convoy train` and of a bare PyTorch loop with the same
+agent, data and loader: one rank, one thread, in turn.
 
 python benchmarks/processor_time.py
 
