@@ -12,7 +12,7 @@ from typing import Any
 
 from convoy import config
 from convoy.errors import ConvoyError, ExitCode
-from convoy.launch import network, vitals
+from convoy.launch import nccl, network, vitals
 from convoy.launch.agent import load_torchrun, run_torchrun
 from convoy.launch.interface import choose_interface
 from convoy.launch.peers import LostNode, Peers, in_touch, is_failure
@@ -161,7 +161,7 @@ def begin(
 
 
 def _choose_address(launch: Launch) -> str:
-    """This node's address for its peers; names the interface for NCCL and gloo."""
+    """This node's address for its peers; sets interface and transport for NCCL and gloo."""
     if launch.is_host:
         print(f"launch: {launch.where}", flush=True)
     if launch.peer is None:
@@ -169,8 +169,11 @@ def _choose_address(launch: Launch) -> str:
     if launch.kind == "srun" and launch.is_host:  # the port was not probed by anybody yet
         network.free_port(int(rendezvous_endpoint(launch).rpartition(":")[2]), launch.start)
     address = network.address_towards(launch.peer)
-    choice = choose_interface(os.environ, launch.peer, address, network.interface_of(address))
-    os.environ.update(choice.variables)
-    if launch.is_host:
-        print(f"launch: {choice.reason}", flush=True)
+    interface = network.interface_of(address)
+    choices = [choose_interface(os.environ, launch.peer, address, interface)]
+    choices += nccl.choose(os.environ, nccl.look(interface))
+    for choice in choices:
+        os.environ.update(choice.variables)
+        if launch.is_host:
+            print(f"launch: {choice.reason}", flush=True)
     return address

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from convoy.errors import ConvoyError
+from convoy.run.intervals import Span, complement, intersection, length, union
 
 RANGE = "step: "  # begins the names of a step's parts, which convoy.training.timers writes
 FETCH = f"{RANGE}data_wait"  # a step begins with it
@@ -37,8 +38,6 @@ KINDS = (
     ("elementwise", r"elementwise|vectorized|triton|aten::(add|mul|relu|div|sub|sigmoid|neg)"),
 )
 _KINDS = [(name, re.compile(pattern, re.IGNORECASE)) for name, pattern in KINDS]
-
-Span = tuple[float, float]  # microseconds
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def breakdown(events: Iterable[Mapping[str, Any]]) -> Breakdown:
     inside = [event for event in whole if window[0] <= event["ts"] < window[1]]
     ranges = _ranges(inside)
     host_parts = {
-        part: _length(spans) / steps / 1000 for part, spans in ranges.items() if part != "batch"
+        part: length(spans) / steps / 1000 for part, spans in ranges.items() if part != "batch"
     }
     device, device_window = _on_device(whole, window)
     if device:
@@ -186,23 +185,23 @@ def _of_device(
         spans = kinds[kind if kind in kinds else "compute"]
         spans.append((event["ts"], min(event["ts"] + event["dur"], window[1])))
     compute, communication = union(kinds["compute"]), union(kinds["communication"])
-    hidden = _length(intersection(compute, communication))
+    hidden = length(intersection(compute, communication))
     busy = union([*compute, *communication])
-    copies = _length(union([*busy, *kinds["copies"]])) - _length(busy)
+    copies = length(union([*busy, *kinds["copies"]])) - length(busy)
     covered = union([*busy, *kinds["copies"]])
     idle = complement(covered, window)
-    waits = _length(intersection(idle, union(ranges.get("data_wait", ()))))
+    waits = length(intersection(idle, union(ranges.get("data_wait", ()))))
     return Breakdown(
         steps,
         _per_step(window[1] - window[0], steps),
         on_gpu=True,
         one_graph=any("GraphLaunch" in event["name"] for event in inside if _is_host(event)),
-        compute=_per_step(_length(compute), steps),
+        compute=_per_step(length(compute), steps),
         copies=_per_step(copies, steps),
-        communication=_per_step(_length(communication), steps),
+        communication=_per_step(length(communication), steps),
         communication_hidden=_per_step(hidden, steps),
         waits_for_data=_per_step(waits, steps),
-        host_gaps=_per_step(_length(idle) - waits, steps),
+        host_gaps=_per_step(length(idle) - waits, steps),
         host_parts=host_parts,
         **_kernels(((event, event["dur"]) for event in device), steps),
     )
@@ -239,11 +238,11 @@ def _of_host(
     # What a loader without workers computes is waiting for data all the same.
     training = complement(union(ranges.get("data_wait", ())), window)
     communication, compute = union(exchanged), intersection(union(computed), training)
-    hidden = _length(intersection(compute, communication))
+    hidden = length(intersection(compute, communication))
     step = _per_step(window[1] - window[0], steps)
     waits = host_parts.get("data_wait", 0.0)
-    computing = _per_step(_length(compute), steps)
-    shown = _per_step(_length(communication) - hidden, steps)
+    computing = _per_step(length(compute), steps)
+    shown = _per_step(length(communication) - hidden, steps)
     copies = min(kinds.get("copies", 0.0), max(0.0, step - computing - shown - waits))
     return Breakdown(
         steps,
@@ -252,7 +251,7 @@ def _of_host(
         one_graph=False,
         compute=computing,
         copies=copies,
-        communication=_per_step(_length(communication), steps),
+        communication=_per_step(length(communication), steps),
         communication_hidden=_per_step(hidden, steps),
         waits_for_data=waits,
         host_gaps=max(0.0, step - computing - shown - waits - copies),
@@ -321,50 +320,6 @@ def _is_host(event: Mapping[str, Any]) -> bool:
 
 def _per_step(microseconds: float, steps: int) -> float:
     return microseconds / steps / 1000
-
-
-# --- intervals
-
-
-def union(spans: Iterable[Span]) -> list[Span]:
-    """Sorted, without overlap."""
-    found: list[Span] = []
-    for begin, end in sorted(spans):
-        if found and begin <= found[-1][1]:
-            found[-1] = (found[-1][0], max(found[-1][1], end))
-        elif end > begin:
-            found.append((begin, end))
-    return found
-
-
-def intersection(one: Sequence[Span], other: Sequence[Span]) -> list[Span]:
-    """Of two unions."""
-    found, i, j = [], 0, 0
-    while i < len(one) and j < len(other):
-        begin, end = max(one[i][0], other[j][0]), min(one[i][1], other[j][1])
-        if begin < end:
-            found.append((begin, end))
-        if one[i][1] < other[j][1]:
-            i += 1
-        else:
-            j += 1
-    return found
-
-
-def complement(spans: Sequence[Span], window: Span) -> list[Span]:
-    """What a union leaves of `window`."""
-    found, at = [], window[0]
-    for begin, end in spans:
-        if begin > at:
-            found.append((at, min(begin, window[1])))
-        at = max(at, end)
-    if at < window[1]:
-        found.append((at, window[1]))
-    return found
-
-
-def _length(spans: Iterable[Span]) -> float:
-    return sum(end - begin for begin, end in spans)
 
 
 # --- words
