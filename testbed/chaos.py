@@ -25,7 +25,7 @@ from faults import FAULTS, FOLDERS, SLOW
 from watched import CACHE, CLUSTER, FORK, ROOT, STEPS, Failed, Testbed, Training
 
 NAME = "convoy-chaos"
-SHORT = ("rank SIGKILL", "time limit", "preempted", "disk full", "newest checkpoint cut")
+SHORT = ("rank SIGKILL", "time limit", "disk full", "newest checkpoint cut")
 NODES = 3  # the trainings take two: one is left to move to
 
 
