@@ -42,6 +42,7 @@ BUILDERS = Builders((FEATURE,), (TARGET,))
 BATCH = 8
 LOGS = 2
 DISTINCT = 4  # samples; the others are copies of these under names of their own
+SHARD = 16  # samples of a shard that is written: 200 MB
 NOISE = 7.0  # as in feature_cache: pictures compress as real ones do
 
 
@@ -96,7 +97,8 @@ class Stopwatch:
 
 
 def writing(folder: Path, rounds: int) -> dict[str, Stopwatch]:
-    """What builders gave, written to NAVSIM's files and to a shard, in turns."""
+    """What builders gave, written to NAVSIM's files and to a shard, in turns. What one side wrote
+    is deleted before the other's turn, so that both find the same free memory."""
     dump = navsim_module().dump_feature_target_to_pickle
     given = [sample(number) for number in range(DISTINCT)]
     layout = probe(given)  # as convoy prepare does, once for all
@@ -110,16 +112,16 @@ def writing(folder: Path, rounds: int) -> dict[str, Stopwatch]:
 
     def convoy() -> int:
         with ShardWriter(folder / "shards", "log", 0, layout) as writer:
-            for number, values in enumerate(given):
-                writer.add(f"{number}", values)
+            for number in range(SHARD):
+                writer.add(f"{number}", given[number % DISTINCT])
             writer.finish({})
-        return len(given)
+        return SHARD
 
     times = {"NAVSIM": Stopwatch(), "Convoy": Stopwatch()}
     for _ in range(rounds):
         times["NAVSIM"].measure(navsim)
-        times["Convoy"].measure(convoy)
         shutil.rmtree(folder / "gzip")
+        times["Convoy"].measure(convoy)
         shutil.rmtree(folder / "shards")
     return times
 

@@ -53,9 +53,19 @@ class Cluster:
     image: str = "convoy-testbed"
     accounting: bool = True
     mounts: tuple[str, ...] = ()
+    gpu_types: tuple[str, ...] = ("l40s",)
 
     def container(self, host: str) -> str:
         return f"{self.name}-{host}"
+
+    @property
+    def kinds(self) -> dict[str, tuple[str, ...]]:
+        """The nodes of each type of GPU: types in the order of the nodes, the last for the rest."""
+        found: dict[str, tuple[str, ...]] = {}
+        for index, node in enumerate(self.nodes):
+            kind = self.gpu_types[min(index, len(self.gpu_types) - 1)]
+            found[kind] = (*found.get(kind, ()), node)
+        return found
 
     @property
     def state(self) -> Path:
@@ -70,8 +80,6 @@ def node_names(count: int) -> tuple[str, ...]:
 
 def slurm_conf(cluster: Cluster) -> str:
     """The whole slurm.conf; the lines of `cluster.slurm_conf` replace those of the same key."""
-    nodes = ",".join(cluster.nodes)
-    gres = f" Gres=gpu:l40s:{cluster.gpus}" if cluster.gpus else ""
     lines = [
         "ClusterName=testbed",
         "SlurmctldHost=login",
@@ -93,9 +101,13 @@ def slurm_conf(cluster: Cluster) -> str:
         "ReturnToService=2",
         "KillWait=10",
         "SchedulerParameters=batch_sched_delay=0,bf_interval=5",
-        f"NodeName={nodes} SocketsPerBoard=2 CoresPerSocket={cluster.cpus // 2} ThreadsPerCore=1 "
-        f"RealMemory={cluster.memory_gib * 1024}{gres} State=UNKNOWN",
     ]
+    for kind, nodes in cluster.kinds.items():
+        gres = f" Gres=gpu:{kind}:{cluster.gpus}" if cluster.gpus else ""
+        lines.append(
+            f"NodeName={','.join(nodes)} SocketsPerBoard=2 CoresPerSocket={cluster.cpus // 2} "
+            f"ThreadsPerCore=1 RealMemory={cluster.memory_gib * 1024}{gres} State=UNKNOWN"
+        )
     if cluster.gpus:
         lines.append("GresTypes=gpu")
     if cluster.accounting:
@@ -167,7 +179,11 @@ def up(cluster: Cluster, base: str, target: str = "cluster") -> None:
 def write_state(cluster: Cluster) -> None:
     shutil.rmtree(cluster.state, ignore_errors=True)
     cluster.state.mkdir(parents=True)
-    gres = f"Name=gpu Type=l40s File=/dev/gpu[0-{cluster.gpus - 1}]\n" if cluster.gpus else ""
+    gres = "".join(
+        f"NodeName={','.join(nodes)} Name=gpu Type={kind} File=/dev/gpu[0-{cluster.gpus - 1}]\n"
+        for kind, nodes in cluster.kinds.items()
+        if cluster.gpus
+    )
     for name, text in {
         "slurm.conf": slurm_conf(cluster),
         "gres.conf": gres,
@@ -317,6 +333,9 @@ def main() -> int:
     )
     starting.add_argument("--nodes", default="2", help="how many, or their names with commas")
     starting.add_argument("--gpus", type=int, default=4, help="pretended GPUs per node")
+    starting.add_argument(
+        "--gpu-types", default="l40s", help="of the nodes in their order, the last for all others"
+    )
     starting.add_argument("--cpus", type=int, default=128, help="pretended CPUs per node")
     starting.add_argument("--memory-gib", type=int, default=1000, help="pretended memory per node")
     starting.add_argument(
@@ -362,6 +381,7 @@ def main() -> int:
                 args.image,
                 not args.no_accounting,
                 tuple(args.mount),
+                tuple(args.gpu_types.split(",")),
             )
             up(cluster, args.base, args.target)
         elif args.command == "down":

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -65,6 +66,31 @@ def navsim_tree() -> Path:
     require("navsim", tree is not None, "no NAVSIM tree here; `make navsim` checks one out")
     assert tree is not None
     return tree
+
+
+@pytest.fixture
+def show() -> Callable[[Path, int], tuple[str, str]]:
+    """Shows a page in a real browser of that width: its document after its scripts have run, and
+    what they said on the console."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    browser = next(filter(None, map(shutil.which, names)), None)
+    require("browser", browser is not None, "no Chromium here; apt-get install chromium")
+
+    def show(page: Path, width: int) -> tuple[str, str]:
+        assert browser is not None
+        root = ["--no-sandbox"] if os.getuid() == 0 else []
+        done = subprocess.run(
+            [browser, "--headless", *root, "--disable-gpu", "--enable-logging=stderr"]
+            + [f"--user-data-dir={page.parent}/browser", f"--window-size={width},1500"]
+            + ["--virtual-time-budget=3000", "--dump-dom", page.as_uri()],
+            text=True,
+            capture_output=True,
+            timeout=120,
+        )
+        said = "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+        return done.stdout, said
+
+    return show
 
 
 @pytest.fixture(scope="session")

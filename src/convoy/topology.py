@@ -174,8 +174,8 @@ class Launch:
 
     `kind` is alone, by hand, srun or job. `endpoint` is host:port of the rendezvous, a host alone
     where the nodes have no way to agree on a port, None where the node is alone. `peer` is another
-    node's name or address, to choose an interface by. `host` is this node's name; `is_host`: the
-    rendezvous is on it.
+    node's name or address, to choose an interface by. `host` is this node's name, `number` its
+    place among the nodes; the rendezvous is on number 0.
     """
 
     kind: str
@@ -185,10 +185,14 @@ class Launch:
     start: str
     hosts: tuple[str, ...]
     host: str
-    is_host: bool = True
+    number: int = 0
     endpoint: str | None = None
     peer: str | None = None
     job: str | None = None
+
+    @property
+    def is_host(self) -> bool:
+        return self.number == 0
 
     @property
     def planned(self) -> Topology:
@@ -224,7 +228,7 @@ class Launch:
             _start_of_job(job, environment),
             hosts,
             host,
-            is_host=host == hosts[0],
+            number=hosts.index(host),
             endpoint=endpoint,
             peer=_peer(hosts, host),
             job=job,
@@ -244,7 +248,7 @@ class Launch:
             start,
             (socket.gethostname(),),
             socket.gethostname(),
-            is_host=node_rank == 0,
+            number=node_rank,
             endpoint=endpoint,
             peer=endpoint.rpartition(":")[0].strip("[]"),
             job=_job_id(environment),
@@ -280,7 +284,7 @@ class Launch:
                 f"{job}.{environment['SLURM_STEP_ID']}-{_restart(environment)}",
                 hosts,
                 host,
-                is_host=host == hosts[0],
+                number=hosts.index(host),
                 endpoint=hosts[0],
                 peer=_peer(hosts, host),
                 job=job,

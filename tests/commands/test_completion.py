@@ -1,9 +1,13 @@
 """Completion, through the real shell."""
 
 import os
+import pty
+import re
+import select
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -52,6 +56,7 @@ def test_runs(preempted_run, monkeypatch):
         ("convoy wat", "watch"),
         ("convoy train agent=bev", "bev_fusion_agent"),
         ("convoy repo", "report"),
+        ("convoy submit --nodes 2 -- global_b", "global_batch="),
     ],
 )
 def test_in_bash(line, shown):
@@ -65,3 +70,35 @@ def test_in_bash(line, shown):
         env={**os.environ, "PATH": path},
     )
     assert done.stdout.split() == [shown], done.stderr
+
+
+def test_in_zsh(requirement, tmp_path):
+    """At a terminal: what is typed, a tab, and what the line becomes."""
+    zsh = shutil.which("zsh")
+    requirement("zsh", zsh is not None, "no zsh here; apt-get install zsh")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    pid, terminal = pty.fork()
+    if pid == 0:
+        environment = {"PATH": path, "HOME": str(tmp_path), "TERM": "dumb", "PS1": "ready> "}
+        os.execve(zsh, [zsh, "-f", "-i"], environment)
+
+    def until(text: str) -> None:
+        shown, deadline = "", time.monotonic() + 30
+        while not re.search(text, shown):
+            assert select.select([terminal], [], [], deadline - time.monotonic())[0], shown
+            shown += os.read(terminal, 4096).decode()
+
+    try:
+        os.write(terminal, b'eval "$(convoy completion zsh)"; print loaded\n')
+        until(r"\nloaded")
+        for typed, becomes in (
+            ("convoy wat", "convoy watch "),
+            ("convoy plan --ai", "convoy plan --aim "),
+            ("convoy train agent=bev", "convoy train agent=bev_fusion_agent "),
+            ("convoy submit --nodes 2 -- global_b", "global_batch=$"),
+        ):
+            os.write(terminal, f"\x15{typed}\t".encode())
+            until(becomes)
+    finally:
+        os.close(terminal)
+        os.waitpid(pid, 0)

@@ -65,6 +65,8 @@ def test_json_and_aim(tmp_path):
     possible = [row for row in content["rows"] if row["possible"]]
     assert round(best["gpu_hours"], 1) == min(round(row["gpu_hours"], 1) for row in possible)
     assert best["command"].startswith("convoy submit --nodes 1 ")
+    only = convoy(tmp_path, *arguments[:4], "--partition", "h200", *arguments[4:])
+    assert {row["offer"]["partition"] for row in json.loads(only.stdout)["rows"]} == {"h200"}
     assert best["command"].endswith(" ".join(TRAINING))
 
 
@@ -73,6 +75,7 @@ def test_json_and_aim(tmp_path):
     [
         (("--cluster", "/nowhere.toml"), "--cluster /nowhere.toml cannot be read: No such file"),
         (("--cluster", str(NOTES), "--nodes", "0"), "--nodes 0: give numbers of nodes"),
+        (("--cluster", str(NOTES), "--partition", "x"), "There is no partition 'x'. This cluster"),
         (("--cluster", str(NOTES), "--submit", "1"), "--submit goes to the live cluster"),
         (("--cluster", str(NOTES), "--", "global_batch=x"), "global_batch=x must be a whole"),
         (("--cluster", str(NOTES), "--", "trainer.params.max_epochs=0"), "of at least 1"),

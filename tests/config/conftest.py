@@ -9,10 +9,18 @@ AGENTS = {
     "ego_status_mlp_agent": "checkpoint_path: null\nlr: 1e-4\n",
     "transfuser_agent": "config: {latent: false, backbone: resnet34}\nlr: 1e-4\n",
     "diffusiondrive_agent": "config: {latent: false}\ncheckpoint_path: null\nlr: 6e-4\n",
-    "gtrs_diffusion_policy": "config: {ckpt_path: dp_ckpt}\ncheckpoint_path: null\nlr: 1e-4\n",
-    "gtrs_dense_vov": "config: {ckpt_path: dense_ckpt}\ncheckpoint_path: null\nlr: 1e-4\n",
+    "gtrs_diffusion_policy": (
+        "config: {ckpt_path: dp_ckpt, vov_ckpt: /x, camera_width: 2048, camera_height: 512, "
+        "img_vert_anchors: 16, img_horz_anchors: 64, fusion_layers: 3, num_proposals: 100}\n"
+        "checkpoint_path: null\nlr: 1e-4\n"
+    ),
+    "gtrs_dense_vov": (
+        "config: {ckpt_path: dense_ckpt, vov_ckpt: /x, camera_width: 2048, camera_height: 512, "
+        "img_vert_anchors: 16, img_horz_anchors: 64, vocab_path: /x, vocab_size: 16384}\n"
+        "checkpoint_path: null\npdm_gt_path: /x\nlr: 1e-4\n"
+    ),
     "hydra_mdp_v8192_w_ep": "config: {vocab_size: 8192}\nlr: 1e-4\n",
-    "ijepa_planning_agent": "# @package agent\nlearning_rate: 1e-4\n",
+    "ijepa_planning_agent": "# @package agent\nlearning_rate: 1e-4\nijepa_model_id: x\n",
 }
 
 COMMON = {

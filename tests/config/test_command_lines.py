@@ -3,6 +3,8 @@ compose, or are refused with one sentence for each argument that cannot work."""
 
 import re
 import shlex
+import subprocess
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -208,6 +210,31 @@ def test_a_command_line_is_refused_with_one_sentence_an_argument(fork, nodes, li
     assert len(lines) == len(sentences), refused.value
     for sentence in sentences:
         assert re.search(sentence, str(refused.value)), sentence
+
+
+def test_the_commands_of_the_guide_to_forks_compose(fork, tmp_path, monkeypatch):
+    """docs/forks.md's own last block, by bash, with a `convoy` that writes down its arguments."""
+    guide = (Path(__file__).parents[2] / "docs/forks.md").read_text()
+    trainings = re.findall(r"```sh\n(.*?)```", guide, re.DOTALL)[-1]
+    monkeypatch.chdir(tmp_path)
+    for shards in re.findall(r"cache_path=(\S+)", trainings):
+        (Path(shards) / "log-0").mkdir(parents=True, exist_ok=True)
+    subprocess.run(["bash", "-c", "convoy() { printf '%s\\n' \"$@\"; }\n" + trainings], check=True)
+    started = {}
+    for log in Path("forks").glob("*-0.log"):
+        word, *arguments = log.read_text().splitlines()
+        options = [argument for argument in arguments if argument.startswith("--")]
+        assert word == "train" and {"--nodes=2", "--node-rank=0"} <= set(options)
+        overrides = [argument for argument in arguments if argument not in options]
+        loaded = config.load(overrides, Topology.planned(2, 2), fork).config
+        assert loaded.trainer.params.max_epochs == 2 and loaded.trainer.params.accelerator == "cpu"
+        started[loaded.agent._target_.rpartition(".")[2]] = loaded.global_batch
+    assert started == {
+        "diffusiondrive_agent": 16,
+        "gtrs_diffusion_policy": 4,
+        "gtrs_dense_vov": 4,
+        "ijepa_planning_agent": 4,
+    }
 
 
 def test_arguments_without_an_effect_are_named(fork):

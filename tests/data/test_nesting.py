@@ -208,6 +208,17 @@ def test_the_order_of_keys_may_differ_and_kinds_may_not():
             pack({"b": values}, layout)
 
 
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_lists_of_differing_length_are_refused_as_navsims_collate_does(kind):
+    one, other = {"x": {"y": kind([1, 2])}}, {"x": {"y": kind([1, 2, 3])}}
+    with pytest.raises(RuntimeError, match="each element in list of batch should be of equal size"):
+        default_collate([one, other])
+    layout, _ = pack({"b": one}, None)
+    said = "b.x.y has 3 values, in other samples 2, .* let the builder pad them, or stack them"
+    with pytest.raises(NotPackable, match=said):
+        pack({"b": other}, layout)
+
+
 def test_what_cannot_be_stacked_is_told_by_the_cache_too():
     one, other = {"a": torch.ones(2), "b": 1}, {"a": torch.ones(3), "b": 1}
     told = str(collate([(one, {}), (other, {})]))

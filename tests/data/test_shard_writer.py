@@ -61,6 +61,20 @@ def test_every_record_is_what_was_added_whatever_came_later(tmp_path, samples):
         assert np.array_equal(back, values.numpy())
 
 
+def test_a_builder_may_use_its_memory_again(tmp_path):
+    """A sample is written while the next one is made: also one that is stored as it is."""
+    noise = torch.rand(2_000_000)  # which no smaller dtype holds
+    memory = torch.empty_like(noise)
+    with ShardWriter(tmp_path, "log", 0, None) as writer:
+        for number in range(5):
+            memory.copy_(noise).mul_(1 + number)
+            writer.add(f"t{number}", one(memory))
+        shard = writer.finish({})
+    assert shard.layout.fields[0].packed == "float32"
+    for number, back in enumerate(read_back(tmp_path, shard)):
+        assert np.array_equal(back, noise.mul(1 + number).numpy())
+
+
 def test_a_sample_that_is_refused_leaves_nothing(tmp_path):
     with ShardWriter(tmp_path, "log", 0, None) as writer:
         writer.add("a", one(torch.ones(500)))

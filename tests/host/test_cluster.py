@@ -66,6 +66,7 @@ def test_partitions():
     found = {part.name: part for part in cluster.parse_partitions(text("busy/partitions.txt"))}
     assert list(found) == ["l40s_public", "short", "h200", "closed", "vip"]
     assert found["l40s_public"].limit == 12 * 3600 and found["l40s_public"].is_default
+    assert found["l40s_public"].nodes == 4
     assert found["short"].limit == 1800 and found["vip"].limit is None
     assert not found["closed"].up and found["h200"].up
     assert found["vip"].accounts == ("vip",) and found["h200"].accounts is None
@@ -102,6 +103,8 @@ def test_test_only():
     assert answers["-p nope -N1"].refusal == "Invalid partition name specified"
     assert answers["-p l40s_public -N9 -t 1:00:00"].refusal == "Node count specification invalid"
     assert cluster.parse_test_only("").refusal == "no answer"
+    newest = "sbatch: Job 1 to start at 2026-11-25T17:30:15 a using 128 processors on nodes gl001"
+    assert cluster.parse_test_only(newest).start == datetime(2026, 11, 25, 17, 30, 15)
 
 
 def test_the_picture_of_a_live_cluster(slurm, monkeypatch):

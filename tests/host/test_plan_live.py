@@ -6,10 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from convoy.commands.plan import run_directory
 from convoy.host import choice, cluster_file, history, plan, starts
+from convoy.host.locate import expected_run
 from convoy.host.plan import Training
-from convoy.host.site import Site
 from convoy.run import story
 
 ROOT = Path(__file__).parents[2]
@@ -77,11 +76,11 @@ def test_a_prediction_is_found_again_beside_what_happened(tmp_path):
     row = plan.forecast(offer, training, starts.Wait.of(600, "given"))
     assert choice.choose([row], "soonest").best is row
     overrides = ["experiment_name=first", "seed=1"]
-    root = run_directory(Site(ROOT, {"NAVSIM_EXP_ROOT": str(tmp_path)}), overrides, "12")
+    root = expected_run(tmp_path, overrides, "12")
     assert root == tmp_path / "first" / "12"
     history.write_prediction(root, row, training, "12", 1000.0)
     (root / "launches.jsonl").write_text(json.dumps({"time": 1900.0}) + "\n")
     found = history.check(story.read(root))
     assert found is not None and found.predicted_rate == row.rate.samples_per_s
     assert (found.predicted_wait, found.actual_wait, found.actual_rate) == (600, 900, None)
-    assert run_directory(Site(ROOT, {}), ["run_dir=/runs/a"], "12") == Path("/runs/a")
+    assert expected_run(tmp_path, ["run_dir=/runs/a"], "12") == Path("/runs/a")

@@ -25,6 +25,9 @@ def test_what_scontrol_says():
     assert Job.from_text(SHOWN.replace("Requeue=1", "Requeue=0")).may_requeue is False
     assert Job.from_text(SHOWN.replace("BatchFlag=1", "BatchFlag=0")).may_requeue is False
     assert Job.from_text("") == Job("UNKNOWN", False)
+    preempted = "   PreemptEligibleTime=2026-11-25T17:26:18 PreemptTime={}\n"
+    assert not Job.from_text(SHOWN + preempted.format("None")).preempted
+    assert Job.from_text(SHOWN + preempted.format("2026-11-25T17:26:18")).preempted
 
 
 @pytest.mark.parametrize(
@@ -45,6 +48,9 @@ def test_what_scontrol_says():
         (STOPPED, Job("CANCELLED", True), True, Action.END, 75, ()),
         (KILLED, Job("COMPLETING", True), False, Action.END, 75, ()),
         (LOST, Job("COMPLETING", True), False, Action.END, 75, ()),
+        # Preempted with a grace time: the ranks would not get far in it.
+        (KILLED, Job("RUNNING", True, preempted=True), False, Action.REQUEUE, 75, ()),
+        (STOPPED, Job("RUNNING", True, preempted=True), False, Action.REQUEUE, 75, ()),
         # salloc, --no-requeue
         (STOPPED, Job("RUNNING", False), True, Action.END, 75, ()),
         (KILLED, Job("RUNNING", False), False, Action.AGAIN, 75, ()),
@@ -59,6 +65,11 @@ def test_what_follows(ended, job, asked, action, code, excluded):
     assert (decision.action, decision.exit_code) == (action, code)
     assert decision.excluded == excluded
     assert set(decision.fresh) <= set(ended.nodes)
+
+
+def test_a_preempted_job_says_so():
+    decision = decide(STOPPED, 75, Job("RUNNING", True, preempted=True), False, 10, [])
+    assert decision.reason == "SLURM is preempting the job: requeueing it"
 
 
 def before(*steps: int, kind: str = "restart") -> list[dict[str, object]]:
@@ -88,7 +99,8 @@ def test_progress_starts_the_count_anew():
         (LOST, False, Smaller(1, "too few"), Action.REQUEUE, "without gl006 (too few)"),
         # The time limit is near.
         (LOST, True, Smaller(1), Action.REQUEUE, "requeueing the job, without gl006"),
-        (UNFIT, False, Smaller(1), Action.REQUEUE, "requeueing the job, without gl006"),
+        (UNFIT, False, Smaller(1), Action.SHRINK, "continuing on 1 node without gl006"),
+        (UNFIT, True, Smaller(1), Action.REQUEUE, "requeueing the job, without gl006"),
         (KILLED, False, Smaller(1), Action.AGAIN, "again"),
     ],
 )

@@ -4,8 +4,10 @@ import os
 
 import pytest
 
-from convoy.errors import ConvoyError
+from convoy.errors import ConvoyError, ExitCode
 from convoy.launch import node
+from convoy.launch.peers import LostNode
+from convoy.run import node_state
 from convoy.run.layout import RunDirectory
 from convoy.topology import Agreement, Launch
 
@@ -82,8 +84,37 @@ def test_torch_is_loaded_before_a_node_shows_signs_of_life(tmp_path, monkeypatch
 
     monkeypatch.setattr(node, "load_torchrun", lambda: order.append("torch"))
     monkeypatch.setattr(node, "in_touch", in_touch)
-    monkeypatch.setattr(node, "_run_ranks", lambda *_: order.append("ranks") or 0)
+    monkeypatch.setattr(node, "preflight", lambda *_: order.append("preflight") or {})
+    monkeypatch.setattr(node, "run_torchrun", lambda *_: order.append("ranks"))
     launch = Launch("job", 1, 2, "here", "7-0", ("gl001",), "gl001")
     agreed = Agreement("7-0", "127.0.0.1:61000", str(tmp_path), "127.0.0.1:61001", str(tmp_path))
     assert node.train_on_node(launch, [], agreed) == 0
-    assert order == ["torch", "in touch", "ranks"]
+    assert order == ["torch", "in touch", "preflight", "ranks"]
+    assert node_state.read(RunDirectory(tmp_path), "7-0")["gl001"].exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("problems", "code", "problem"),
+    [({"gl006": ["no GPU"]}, 75, ""), ({"gl001": ["slow", "small"]}, 3, "slow; small")],
+)
+def test_an_unfit_node_stops_all_and_only_it_is_to_blame(
+    tmp_path, monkeypatch, problems, code, problem
+):
+    launch = Launch("job", 1, 2, "here", "7-0", ("gl001",), "gl001")
+    agreed = Agreement("7-0", "127.0.0.1:61000", str(tmp_path), "127.0.0.1:61001", str(tmp_path))
+    monkeypatch.setattr(node, "preflight", lambda *_: problems)
+    monkeypatch.setattr(node, "run_torchrun", lambda *_: pytest.fail("ranks started"))
+    assert node.train_on_node(launch, [], agreed) == code
+    state = node_state.read(RunDirectory(tmp_path), "7-0")["gl001"]
+    assert (state.exit_code, state.problem) == (code, problem)
+
+
+def test_a_node_that_does_not_come_is_left_in_the_run(tmp_path, monkeypatch):
+    def preflight(*_):
+        raise LostNode("gl006", "gl011")
+
+    launch = Launch("job", 1, 2, "here", "7-0", ("gl001",), "gl001")
+    agreed = Agreement("7-0", "127.0.0.1:61000", str(tmp_path), "127.0.0.1:61001", str(tmp_path))
+    monkeypatch.setattr(node, "preflight", preflight)
+    assert node.train_on_node(launch, [], agreed) == ExitCode.RESUMABLE
+    assert node_state.lost(RunDirectory(tmp_path), "7-0") == ("gl006", "gl011")

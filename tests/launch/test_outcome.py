@@ -68,6 +68,16 @@ def test_a_rank_that_adds_up_wrongly_makes_its_node_unfit():
     assert (ended.kind, ended.nodes) == (Kind.UNFIT, ("gl011",))
 
 
+def test_a_node_without_a_container_is_unfit():
+    begun = {host: NodeState(host, 1.0) for host in ("gl001", "gl011")}
+    ended = outcome(1, [], HOSTS, begun, HOSTS)
+    assert (ended.kind, ended.nodes) == (Kind.UNFIT, ("gl006",))
+    assert ended.reason == "unfit for the run: gl006 could not start the container"
+    # Asked to stop so early that it had not begun, or where no node could.
+    assert outcome(75, [], HOSTS, begun).kind is Kind.KILLED
+    assert outcome(1, [], HOSTS, {}, HOSTS).kind is Kind.FAILED
+
+
 def test_each_side_of_a_cut_saw_the_other_go():
     """The network is back: SLURM reaches both, and both have ended by themselves."""
     ended = outcome(75, [], HOSTS, ENDED, HOSTS, ("gl006", "gl001"))

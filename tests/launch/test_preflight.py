@@ -11,7 +11,7 @@ from convoy.health.finding import Status
 from convoy.launch import node, preflight
 from convoy.run import events, node_state
 from convoy.run.layout import RunDirectory
-from convoy.topology import Launch
+from convoy.topology import Agreement, Launch
 
 GIB = 1 << 30
 HERE = socket.gethostname()
@@ -69,7 +69,8 @@ def test_an_unfit_node_starts_no_rank(gpus, tmp_path):
     gpus('echo "memory: GPU 1: another process holds 20 GiB of its memory"; exit 1')
     run = RunDirectory(tmp_path / "run")
     run.root.mkdir()
-    assert node._run_ranks(run, LAUNCH, "127.0.0.1", [], tmp_path) == ExitCode.PREFLIGHT
+    agreed = Agreement("7-0", "127.0.0.1:1", str(run.root), "127.0.0.1:2", str(tmp_path))
+    assert node.Part(run, LAUNCH).take("127.0.0.1", [], agreed) == ExitCode.PREFLIGHT
     state = node_state.read(run, "7-0")[HERE]
     assert state.exit_code == ExitCode.PREFLIGHT
     assert state.problem.endswith("GPU 1: another process holds 20 GiB of its memory")

@@ -42,6 +42,9 @@ def test_a_killed_rank_says_by_what():
         and not killed.is_consequence
     )
     assert verdict.died(2, "gl001", -signal.SIGTERM).is_consequence
+    unmounted = verdict.died(2, "gl001", -signal.SIGBUS)
+    assert "killed by SIGBUS (SLURM ended what kept the mounted image" in unmounted.message
+    assert not unmounted.is_consequence
     assert "exit code 7" in verdict.died(2, "gl001", 7).message
 
 

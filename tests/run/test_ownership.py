@@ -54,6 +54,14 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path):
     assert OmegaConf.load(run.config).seed == 0
 
 
+@pytest.mark.parametrize("kept", [0, 40])
+def test_a_configuration_that_was_cut_is_not_taken_for_another(tmp_path, kept):
+    run = open_run(tmp_path / "run", settings())
+    run.config.write_bytes(run.config.read_bytes()[:kept])
+    with pytest.raises(ConvoyError, match="config.yaml is cut or damaged.*remove that file"):
+        open_run(tmp_path / "run", settings())
+
+
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConvoyError, match="cannot be written.*run_dir="):

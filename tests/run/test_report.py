@@ -5,8 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -76,30 +74,6 @@ def test_the_picture(preempted_run, tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
 
 
-@pytest.fixture
-def browser(requirement) -> str:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = next(filter(None, map(shutil.which, names)), None)
-    requirement("browser", found is not None, "no Chromium here; apt-get install chromium")
-    assert found is not None
-    return found
-
-
-def show(browser: str, page: Path, width: int, *options: str) -> tuple[str, str]:
-    """The page's document after its scripts have run, and what they said on the console."""
-    root = ["--no-sandbox"] if os.getuid() == 0 else []
-    done = subprocess.run(
-        [browser, "--headless", *root, "--disable-gpu", "--enable-logging=stderr"]
-        + [f"--user-data-dir={page.parent}/browser", f"--window-size={width},1500", *options]
-        + ["--virtual-time-budget=3000", "--dump-dom", page.as_uri()],
-        text=True,
-        capture_output=True,
-        timeout=120,
-    )
-    said = "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
-    return done.stdout, said
-
-
 HOVER = """<script>
 for (const figure of document.querySelectorAll("figure")) {
   const svg = figure.querySelector("svg"), box = svg.getBoundingClientRect();
@@ -114,13 +88,13 @@ document.body.dataset.wide = document.documentElement.scrollWidth - innerWidth;
 
 
 @pytest.mark.parametrize("width", [390, 1400])
-def test_in_a_real_browser(browser, preempted_run, tmp_path, width):
+def test_in_a_real_browser(show, preempted_run, tmp_path, width):
     run = story.read(preempted_run)
     other = tmp_path / "exp" / "second" / "13"
     shutil.copytree(preempted_run, other)
     page = tmp_path / "report.html"
     page.write_text(report.page([run, story.read(other)]).replace("</body>", HOVER))
-    document, said = show(browser, page, width)
+    document, said = show(page, width)
     assert said == "" and 'data-ready="yes"' in document
     figures = re.findall(r"<figure .*?</figure>", document, re.DOTALL)
     assert len(figures) == 14

@@ -182,3 +182,24 @@ def test_the_page(tmp_path):
     assert "&lt;b&gt;convolution" in page and "<b>convolution" not in page
     assert "60% of it is hidden" in page
     assert isinstance(found, Breakdown) and json.dumps(found.as_json())
+
+
+def test_the_host_may_be_steps_ahead_of_the_kernels():
+    """Three steps of 10 ms on the host, whose kernels take 100 ms each and run when they can."""
+    events = []
+    for index in range(4):
+        events.append(event("step: data_wait", 10 * index, 1, "user_annotation"))
+        if index < 3:
+            events.append(
+                event("cudaGraphLaunch", 10 * index + 5, 1, "cuda_runtime", correlation=index)
+            )
+            for part in range(2):
+                ran = kernel(CONV, 7 + 100 * index + 50 * part, 50)
+                events.append({**ran, "args": {**ran["args"], "correlation": index}})
+    events.append(event("cudaGraphLaunch", 35, 1, "cuda_runtime", correlation=3))
+    after = kernel(CONV, 307, 50)
+    events.append({**after, "args": {**after["args"], "correlation": 3}})
+    found = breakdown(events)
+    assert found.one_graph and found.steps == 3
+    assert found.step == pytest.approx(100) and found.compute == pytest.approx(100)
+    assert found.kinds == pytest.approx({"convolution": 100}) and found.top[0].calls == 2

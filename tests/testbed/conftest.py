@@ -8,7 +8,8 @@ import subprocess
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -129,24 +130,38 @@ def image(requirement: Callable[[str, bool, str], None]) -> Path:
     return path
 
 
+@contextmanager
+def started(name: str, image: Path, *options: str) -> Iterator[Testbed]:
+    """A cluster of these options, until it is not needed any more."""
+    manage = ["python3", CLUSTER, f"--name={name}"]
+    subprocess.run([*manage, "down"], check=True)
+    up = subprocess.run(
+        [*manage, "up", *options], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert up.returncode == 0, up.stdout
+    cluster = Testbed(image, (), name)
+    hosts = cluster.run("sinfo", "-hN", "-o", "%N").out.split()
+    yield replace(cluster, nodes=tuple(sorted(set(hosts))))
+    subprocess.run([*manage, "down"], check=True)
+
+
 @pytest.fixture(scope="session")
 def testbed(docker: None, image: Path) -> Iterator[Testbed]:
     """Four nodes, idle slurmds but for those that a test takes.
 
     /scratch/cache holds synthetic samples.
     """
-    manage = ["python3", CLUSTER, f"--name={NAME}"]
-    subprocess.run([*manage, "down"], check=True)
-    up = subprocess.run(
-        [*manage, "up", "--nodes=4"], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    assert up.returncode == 0, up.stdout
-    cluster = Testbed(image, ("gl001", "gl006", "gl011", "gl016"))
-    synth = ["synth", "/scratch/cache", "--samples", "64", "--logs", "4"]
-    made = cluster.run("apptainer", "run", "--bind=/scratch", str(image), *synth)
-    assert made.code == 0, made.out
-    yield cluster
-    subprocess.run([*manage, "down"], check=True)
+    with started(NAME, image, "--nodes=4") as cluster:
+        synth = ["synth", "/scratch/cache", "--samples", "64", "--logs", "4"]
+        made = cluster.run("apptainer", "run", "--bind=/scratch", str(image), *synth)
+        assert made.code == 0, made.out
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def another_testbed(docker: None, image: Path) -> Callable[..., AbstractContextManager[Testbed]]:
+    """`started` beside it, by a name and options of testbed/cluster.py."""
+    return lambda name, *options: started(f"{NAME}-{name}", image, *options)
 
 
 @pytest.fixture(autouse=True)

@@ -68,6 +68,11 @@ class Watched:
                 found.append((stamp, int(rest.split(" step ")[1].split("/")[0])))
         return found
 
+    def noticed(self, start: object) -> float:
+        """When the others left word that a node went."""
+        path = f"{self.run_dir}/logs/nodes-{self.job}-{start}/lost"
+        return float(self.testbed.run("stat", "--format=%.Y", path).out)
+
     def wait(self, what, done, patience=120.0):
         deadline = time.monotonic() + patience
         while not (value := done()):
@@ -81,14 +86,31 @@ class Watched:
 
 @contextmanager
 def killed(testbed, host: str):
-    """The node's container is killed; it is back, and idle, afterwards."""
+    """The node's container is killed: the kernel closes its connections."""
     name = f"{testbed.name}-{host}"
-    subprocess.run(["docker", "kill", name], check=True, capture_output=True)
+    with _away(testbed, host, ["kill", name], ["start", name]) as when:
+        yield when
+
+
+@contextmanager
+def cut_off(testbed, host: str):
+    """The node has no network: nothing is closed, and nothing is heard."""
+    name = f"{testbed.name}-{host}"
+    back = ["network", "connect", f"--alias={host}", testbed.name, name]
+    with _away(testbed, host, ["network", "disconnect", testbed.name, name], back) as when:
+        yield when
+
+
+@contextmanager
+def _away(testbed, host: str, out: list[str], back: list[str]):
+    """Yields the time at which the node went; it is idle again afterwards."""
+    when = time.time()
+    subprocess.run(["docker", *out], check=True, capture_output=True)
     try:
-        yield time.time()
+        yield when
     finally:
         testbed.run("scancel", "--user=researcher")
-        subprocess.run(["docker", "start", name], check=True, capture_output=True)
+        subprocess.run(["docker", *back], check=True, capture_output=True)
         for state in ("down", "resume"):  # else SLURM asks it a minute later to end its steps
             testbed.run(
                 *("scontrol", "update", f"NodeName={host}", f"State={state}", "Reason=test"),
@@ -112,14 +134,16 @@ def test_the_others_continue_without_a_lost_node(testbed):
         environment=("CONVOY_MIN_NODES=2",),
     )
     run.wait("a checkpoint", lambda: run.events("checkpoint"))
+    (measured,) = run.events("all_reduce")
+    assert (measured["ranks"], measured["nodes"], measured["backend"]) == (3, 3, "gloo")
+    assert measured["gb_per_s"] > 0
     with killed(testbed, "gl006") as when:
         run.wait_for_log("convoy: gl006 went away: SLURM cannot reach it any more.", 60)
         run.wait_for_log("launch: continuing on 2 nodes without gl006", 10)
         taken = run.wait("a step", lambda: [step for at, step in run.steps() if at > when + 15], 90)
         again = run.events("start")[-1]["time"]
-        ended = testbed.run("bash", "-c", f"stat -c %Y {run.run_dir}/logs/nodes-*-0/lost").out
         print(
-            f"noticed after {float(ended) - when:.0f} s, verdict after "
+            f"noticed after {run.noticed(0) - when:.1f} s, verdict after "
             f"{run.events('shrink')[0]['time'] - when:.0f} s, start after {again - when:.0f} s, "
             f"a step after {run.steps()[-1][0] - when:.0f} s"
         )
@@ -137,8 +161,10 @@ def test_the_others_continue_without_a_lost_node(testbed):
         assert "global batch 24 = 2 ranks x 12 samples x 1" in run.log
         assert taken and run.facts["JobState"] == "RUNNING" and run.facts["Restarts"] == "0"
         # One more, and too few are left: the job is requeued without both.
-        with killed(testbed, "gl011"):
+        with cut_off(testbed, "gl011") as when:
             run.wait_for_log("1 of the 2 that CONVOY_MIN_NODES asks for are left", 60)
+            print(f"a cut noticed after {run.noticed('0.1') - when:.1f} s")
+            assert run.noticed("0.1") - when < 12
             run.wait("requeueing", lambda: run.facts["ExcNodeList"] == "gl006,gl011", 20)
     testbed.assert_nothing_left()
 

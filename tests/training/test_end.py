@@ -41,3 +41,26 @@ def test_the_last_weights_are_saved_and_the_figures_say_whose_they_are(
     results = json.loads((tmp_path / "blind/results.json").read_text())
     assert step_of(tmp_path / "blind") == results["step"] == 3
     assert results["validated_step"] is None and "ade" not in results
+
+
+def test_the_last_weights_are_saved_where_the_last_epoch_is_not_validated(train_here, tmp_path):
+    run_dir = tmp_path / "run"
+    rare = ("agent.plateau=false", "checkpoint.every_minutes=1000")
+    every_other = "trainer.params.check_val_every_n_epoch=2"
+    train_here(run_dir, *rare, every_other, "trainer.params.max_epochs=3")
+    results = json.loads((run_dir / "results.json").read_text())
+    assert step_of(run_dir) == results["step"] == 9 and results["validated_step"] == 6
+
+
+def test_the_last_weights_are_saved_where_the_time_is_up(train_here, tmp_path):
+    run_dir = tmp_path / "run"
+    train_here(
+        run_dir,
+        "agent.plateau=false",
+        "checkpoint.every_minutes=1000",
+        "trainer.params.check_val_every_n_epoch=100000",
+        "trainer.params.max_epochs=100000",
+        "+trainer.params.max_time=00:00:00:01",
+    )
+    results = json.loads((run_dir / "results.json").read_text())
+    assert step_of(run_dir) == results["step"] > 0 and results["validated_step"] is None

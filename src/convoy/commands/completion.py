@@ -13,24 +13,25 @@ from convoy.run import story
 
 CONF = Path(__file__).parents[1] / "conf"
 RUNS = 50  # newest
-BASH = """\
+BASH = r"""
 _convoy() {
     local line=${COMP_LINE:0:COMP_POINT} words word
-    read -ra words <<< "$line"
+    IFS=$' \t' read -ra words <<< "$line"
     [[ $line == *[[:space:]] ]] && words+=("")
     word=${words[${#words[@]} - 1]}
-    mapfile -t COMPREPLY < <(convoy completion --words "${words[@]:1}" 2> /dev/null)
+    local IFS=$'\n'
+    mapfile -t COMPREPLY < <(convoy completion --words="${words[*]:1}" 2> /dev/null)
     # Bash takes a word apart at = and completes what comes after it.
     [[ $word == *=* && $COMP_WORDBREAKS == *=* ]] && COMPREPLY=("${COMPREPLY[@]#"${word%%=*}="}")
     [[ ${COMPREPLY[0]:-} == *= ]] && compopt -o nospace
 }
 complete -o default -F _convoy convoy
 """
-ZSH = """\
+ZSH = r"""
 _convoy() {
     local -a found
-    found=("${(@f)$(convoy completion --words "${(@)words[2,CURRENT]}" 2> /dev/null)}")
-    compadd -S '' -a -- found
+    found=("${(@f)$(convoy completion --words="${(pj:\n:)words[2,CURRENT]}" 2> /dev/null)}")
+    if [[ ${found[1]} == *= ]]; then compadd -S '' -a -- found; else compadd -a -- found; fi
 }
 (( $+functions[compdef] )) || { autoload -U compinit && compinit }
 compdef _convoy convoy
@@ -40,14 +41,15 @@ compdef _convoy convoy
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = 'Into ~/.bashrc: eval "$(convoy completion bash)"; zsh likewise.'
     parser.add_argument("shell", nargs="?", choices=("bash", "zsh"), default="bash")
-    parser.add_argument("--words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    # In one argument, a word a line: argparse takes a -- among several for its own.
+    parser.add_argument("--words", help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
     if args.words is None:
-        print(BASH if args.shell == "bash" else ZSH, end="")
+        print((BASH if args.shell == "bash" else ZSH).strip())
     else:
-        print(*candidates(args.words), sep="\n")
+        print(*candidates(args.words.split("\n")), sep="\n")
     return ExitCode.FINISHED
 
 

@@ -19,6 +19,7 @@ from convoy.host import (
     cluster_file,
     history,
     job_file,
+    locate,
     plan,
     site,
     starts,
@@ -61,6 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--nodes",
         metavar="N,N…",
         help="numbers of nodes to look at (default: 1 GPU and 1, 2, 4, 8 nodes)",
+    )
+    parser.add_argument(
+        "--partition", metavar="NAME,NAME…", help="look at these partitions only (default: all)"
     )
     parser.add_argument(
         "--samples", type=int, help="training samples (default: of cache_path, else navtrain's)"
@@ -132,7 +136,17 @@ def _rows(
     observations: Sequence[Observation],
     checks: Sequence[history.Check],
 ) -> list[Row]:
-    offers = plan.offers(picture, account, _sizes(args.nodes))
+    named = args.partition.split(",") if args.partition else picture.partitions
+    if unknown := [name for name in named if name not in picture.partitions]:
+        raise ConvoyError(
+            f"There is no partition {unknown[0]!r}. This cluster has: "
+            f"{', '.join(sorted(picture.partitions))}."
+        )
+    offers = [
+        offer
+        for offer in plan.offers(picture, account, _sizes(args.nodes))
+        if offer.partition in named
+    ]
     if not offers:
         raise ConvoyError(
             f"{picture.source} shows no node with GPUs: is Gres set in the cluster's configuration?"
@@ -214,23 +228,10 @@ def _submit(
     check(submission, None)
     print(shlex.join(submission.command), flush=True)
     job = cluster.submit(submission.command, submission.environment)
-    where = run_directory(settings, [*settings.overrides, *args.overrides], job)
+    where = locate.expected_run(settings.experiments, [*settings.overrides, *args.overrides], job)
     history.write_prediction(where, row, training, job, time.time())
     print(f"Submitted batch job {job}; its run: {where}\nconvoy watch {job}")
     return ExitCode.FINISHED
-
-
-def run_directory(settings: Site, overrides: Sequence[str], job: str) -> Path:
-    """Where the job's run will be, as training/ names it."""
-    named = {"run_dir": "", "output_dir": "", "experiment_name": "train"}
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key in named:
-            named[key] = value
-    chosen = named["run_dir"] or named["output_dir"]
-    return (
-        Path(chosen).absolute() if chosen else settings.experiments / named["experiment_name"] / job
-    )
 
 
 # --- what is shown

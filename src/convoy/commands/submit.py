@@ -3,7 +3,6 @@
 import argparse
 import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from convoy.errors import ConvoyError, ExitCode
 from convoy.host import cluster, companion, first_use, job_file, locate, site, sweep
-from convoy.host.submission import Submission, check, check_points
+from convoy.host.submission import Submission, check, check_points, too_uneven
 from convoy.host.sweep_state import Standing, standings
 
 
@@ -94,19 +93,26 @@ def run(args: argparse.Namespace) -> int:
     submission = Submission(settings, nodes, options, args.overrides)
     if args.multirun:
         return _submit_sweep(args, submission, given)
+    for left in too_uneven(submission, args.min_nodes or nodes):
+        print(
+            f"With {left} of the {nodes} nodes left, the global batch cannot be split evenly: the "
+            "job is requeued then.",
+            file=sys.stderr,
+        )
     check(submission, args.estimate)
     if args.dry_run:
         print(f"{shlex.join(submission.command)}\nimage {settings.image}", file=sys.stderr)
         print(submission.text, end="")
         return ExitCode.FINISHED
     print(shlex.join(submission.command), flush=True)
-    if not companion.is_wanted([*settings.overrides, *args.overrides]):
-        return subprocess.run(submission.command, env=submission.environment).returncode
     training = cluster.submit(submission.command, submission.environment)
     print(f"Submitted batch job {training}", flush=True)
-    beside = companion.command(submission, training)
-    print(shlex.join(beside), flush=True)
-    return subprocess.run(beside, env=submission.environment).returncode
+    if companion.is_wanted([*settings.overrides, *args.overrides]):
+        beside = companion.command(submission, training)
+        print(shlex.join(beside), flush=True)
+        scoring = cluster.submit(beside, submission.environment)
+        print(f"Submitted batch job {scoring}", flush=True)
+    return ExitCode.FINISHED
 
 
 def _take_up(args: argparse.Namespace, earlier: sweep.Sweep) -> None:

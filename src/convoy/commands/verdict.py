@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     job = Job.from_text(args.job)
     keep, smaller = None, None
     least = least_nodes(os.environ)
-    if least is not None and ended.kind is Kind.LOST:
+    if least is not None and ended.kind in (Kind.LOST, Kind.UNFIT):
         keep, smaller = without(directory, started, ended.nodes, least)
     decision = decide(ended, args.status, job, bool(args.asked), step, past, smaller=smaller)
 

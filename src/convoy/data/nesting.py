@@ -98,6 +98,28 @@ def same(one: Node, other: Node) -> bool:
     )
 
 
+def uneven(one: Node, other: Node, name: str = "") -> tuple[str, int, int] | None:
+    """The first list or tuple whose length differs: its name and both lengths."""
+    if isinstance(one, Leaf) or isinstance(other, Leaf) or one.kind != other.kind:
+        return None
+    if one.kind in (LIST, TUPLE):
+        if len(one.children) != len(other.children):
+            return name, len(one.children), len(other.children)
+        pairs: list[tuple[Key, Node, Node]] = [
+            (number, *both)
+            for number, both in enumerate(zip(one.children, other.children, strict=True))
+        ]
+    else:
+        theirs = dict(zip(map(_typed, other.keys), other.children, strict=True))
+        pairs = [
+            (key, child, theirs[_typed(key)])
+            for key, child in zip(one.keys, one.children, strict=True)
+            if _typed(key) in theirs
+        ]
+    found = (uneven(ours, his, path_of(name, key)) for key, ours, his in pairs)
+    return next(filter(None, found), None)
+
+
 def rebuild(
     node: Node, value: Callable[[Leaf, bool], Any], batch: bool, in_mapping: bool = True
 ) -> Any:

@@ -8,6 +8,7 @@ is taken only where decoding gives the same bits, and every sample is checked.
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -30,7 +31,6 @@ from convoy.data.values import (
 SMALL = 1024
 BLOCK = 1 << 18  # elements that are packed at once: they stay in the processor's cache
 _INTEGERS = ("uint8", "int8", "int16", "int32")
-_BITS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 _MOST_DIVISOR = 1000
 
 
@@ -151,6 +151,8 @@ def _require_same_values(
     arrays: Mapping[tuple[str, str], Array], trees: Mapping[str, Branch], layout: Layout
 ) -> None:
     fields = {(entry.builder, entry.name): entry for entry in layout.fields}
+    if fields.keys() != arrays.keys():
+        _require_even_lists(trees, layout)
     for key in sorted(fields.keys() ^ arrays.keys()):
         what = "lacks" if key in fields else "has, unlike the other samples,"
         raise NotPackable(f"it {what} the value {'.'.join(key)}")
@@ -169,6 +171,18 @@ def _require_same_values(
             raise NotPackable(
                 f"the values of {builder} are of other kinds, or nested in another way, than those "
                 "of the other samples"
+            )
+
+
+def _require_even_lists(trees: Mapping[str, Branch], layout: Layout) -> None:
+    """`default_collate` takes no others either."""
+    for builder in trees.keys() & layout.trees.keys():
+        found = nesting.uneven(trees[builder], layout.trees[builder], builder)
+        if found is not None:
+            name, size, usual = found
+            raise NotPackable(
+                f"{name} has {size} values, in other samples {usual}, and no batch can be made of "
+                "lists of differing length: let the builder pad them, or stack them into a tensor"
             )
 
 
@@ -249,26 +263,43 @@ def _encode(values: np.ndarray, entry: Field) -> np.ndarray | None:
         return values
     flat = values.reshape(-1)
     packed = np.empty(flat.shape, entry.packed)
+    decoded = bytearray(min(BLOCK, flat.size) * flat.itemsize)
     for start in range(0, flat.size, BLOCK):
         block = flat[start : start + BLOCK]
-        if not _encode_block(block, packed[start : start + BLOCK], entry):
+        if not _encode_block(block, packed[start : start + BLOCK], entry, decoded):
             return None
     return packed.reshape(values.shape)
 
 
-def _encode_block(block: np.ndarray, packed: np.ndarray, entry: Field) -> bool:
+def _encode_block(block: np.ndarray, packed: np.ndarray, entry: Field, decoded: bytearray) -> bool:
+    """Whether `packed` then gives `block` back bit for bit: -0.0 is not 0.0. `decoded` is memory
+    for at least as much. This is most of the time of writing pictures."""
+    scratch = np.frombuffer(decoded, block.dtype, block.size)
+    scale = block.dtype.type(entry.divisor)
     # Values out of range convert to something else, NaN too; the comparison of bits finds them.
     with np.errstate(invalid="ignore", over="ignore"):
         if block.dtype.kind == "f" and packed.dtype.kind != "f":
-            scaled = block * block.dtype.type(entry.divisor)
-            np.copyto(packed, np.rint(scaled, out=scaled), casting="unsafe")
+            np.multiply(block, scale, out=scratch)
+            if not _gives_counts(entry):
+                np.rint(scratch, out=scratch)
+            np.copyto(packed, scratch, casting="unsafe")
         else:
             np.copyto(packed, block, casting="unsafe")
-    decoded = unpack(entry, packed)
-    if block.dtype.kind == "f":
-        bits = _BITS[block.itemsize]
-        return np.array_equal(decoded.view(bits), block.view(bits))  # -0.0 is not 0.0
-    return np.array_equal(decoded, block)
+        np.copyto(scratch, packed)
+        if entry.divisor > 1:
+            np.divide(scratch, scale, out=scratch)
+    # A bytearray compares itself with memory in one go, numpy notes each comparison first.
+    size = scratch.nbytes
+    return (decoded if size == len(decoded) else decoded[:size]) == block.view(np.uint8).data
+
+
+@cache
+def _gives_counts(entry: Field) -> bool:
+    """Whether k / divisor, times the divisor, is k again for every k of a byte, without rounding:
+    true of 255, not of 7."""
+    counts = np.arange(256, dtype=numpy_dtype(entry.dtype))
+    divisor = counts.dtype.type(entry.divisor)
+    return entry.packed == "uint8" and np.array_equal(counts / divisor * divisor, counts)
 
 
 def _require_finite(array: Array) -> None:

@@ -22,7 +22,6 @@ from torch import Tensor
 from convoy.data import nesting
 
 MOST_BYTES = 1 << 30  # of a file's content, and of each of its tensors
-DEFLATE_AT_MOST = 1032  # times smaller than what was compressed; zlib.net/zlib_tech.html
 _MOST_TUPLES = 20_000  # hashing a tuple within tuples goes down the C stack, unguarded
 _STORAGE_BEGINS = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)  # torch's legacy magic number
 
@@ -55,21 +54,14 @@ class TooLarge(Exception):
 
 def decompress(content: bytes) -> bytes:
     """As gzip.decompress, up to `MOST_BYTES`. Raises TooLarge, EOFError, OSError, zlib.error."""
-    most = MOST_BYTES
-    if DEFLATE_AT_MOST * len(content) <= most:
-        # Room for the result made at once is a tenth faster; a truncated file ends on any number.
-        size = int.from_bytes(content[-4:], "little")
-        room = max(1, min(size, DEFLATE_AT_MOST * len(content)))
-        stored = zlib.decompress(content, wbits=31, bufsize=room)
-        return stored if len(stored) == size else gzip.decompress(content)  # several members
     stream = zlib.decompressobj(wbits=31)
-    stored = stream.decompress(content, most + 1)
-    if stream.eof and stream.unused_data:
+    stored = stream.decompress(content, MOST_BYTES + 1)
+    if stream.eof and stream.unused_data:  # several members
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-            stored = file.read(most + 1)
-    elif not stream.eof and len(stored) <= most:
+            stored = file.read(MOST_BYTES + 1)
+    elif not stream.eof and len(stored) <= MOST_BYTES:
         raise EOFError("the compressed data ends too early")
-    if len(stored) > most:
+    if len(stored) > MOST_BYTES:
         raise TooLarge
     return stored
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -40,6 +41,8 @@ class ShardWriter:
         self._tokens: list[str] = []
         self._offsets = [RECORDS_AT]
         self._failures: list[Failure] = []
+        self._written: Future[None] = Future()  # of the last sample
+        self._written.set_result(None)
         self._hash = hashlib.sha256()
 
     def __enter__(self) -> "ShardWriter":
@@ -49,6 +52,7 @@ class ShardWriter:
             self._file.seek(RECORDS_AT)
         except OSError as error:
             raise self._failed(error) from error
+        self._background = ThreadPoolExecutor(1)
         return self
 
     def __exit__(
@@ -57,6 +61,7 @@ class ShardWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._background.shutdown()
         try:
             self._file.close()  # flushes, so a full disk is met again here
         except OSError:
@@ -64,9 +69,9 @@ class ShardWriter:
         self._temporary.unlink(missing_ok=True)
 
     def add(self, token: str, sample: Values) -> None:
-        """Append a sample.
+        """Append a sample. It is written while the caller makes the next one.
 
-        Raises NotPackable when it does not fit the others; then nothing was written.
+        Raises NotPackable when it does not fit the others; then nothing is written of it.
         """
         try:
             require_name(token, "token")
@@ -75,11 +80,17 @@ class ShardWriter:
         if token in self._tokens:
             raise NotPackable("its token is there twice")
         layout, packed = pack(sample, self._layout, self._allow_non_finite)
+        # What is stored as it is may be memory of the builder's, for its next sample.
+        kept = [
+            values.copy() if entry.packed == entry.dtype else values
+            for entry, values in zip(layout.fields, packed, strict=True)
+        ]
         try:
+            self._written.result()
             if self._layout is not None and layout != self._layout and self._tokens:
                 self._rewrite(layout)
             self._layout = layout
-            self._append(record_parts(layout, packed))
+            self._written = self._background.submit(self._append, record_parts(layout, kept))
         except OSError as error:
             raise self._failed(error) from error
         self._tokens.append(token)
@@ -90,6 +101,10 @@ class ShardWriter:
 
     def finish(self, seconds: Mapping[str, float]) -> Shard:
         """Make the shard and its entry visible."""
+        try:
+            self._written.result()
+        except OSError as error:
+            raise self._failed(error) from error
         layout = self._layout or Layout(())
         shard = Shard(
             log=self._log,

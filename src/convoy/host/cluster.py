@@ -59,7 +59,9 @@ def run(*command: str, environment: Mapping[str, str] | None = None) -> str:
 
 
 def _call(
-    command: Sequence[str], environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    timeout: float | None = TIMEOUT,
 ) -> subprocess.CompletedProcess[str]:
     # A user's own display settings must not change what is parsed.
     own = {
@@ -73,7 +75,7 @@ def _call(
             command,
             text=True,
             capture_output=True,
-            timeout=TIMEOUT,
+            timeout=timeout,
             env=own,
             stdin=subprocess.DEVNULL,
         )
@@ -82,24 +84,30 @@ def _call(
             f"{command[0]} is not in PATH: run this on a login node of the cluster."
         ) from error
     except subprocess.TimeoutExpired as error:
-        raise SlurmUnavailable(f"{command[0]} did not answer within {TIMEOUT} s.") from error
+        raise SlurmUnavailable(f"{command[0]} did not answer within {timeout} s.") from error
 
 
 def read(user: str) -> Cluster:
     """Nodes, partitions, queue and limits as they are now. Raises SlurmUnavailable."""
     with ThreadPoolExecutor(4) as pool:
         nodes = pool.submit(run, "scontrol", "--oneliner", "show", "node")
-        partitions = pool.submit(run, "scontrol", "--oneliner", "--all", "show", "partition")
+        known = pool.submit(partitions)
         queue = pool.submit(jobs)
         allowed = pool.submit(limits, user)
         return Cluster(
             datetime.now(),
             tuple(parse_nodes(nodes.result())),
-            {found.name: found for found in parse_partitions(partitions.result())},
+            known.result(),
             tuple(queue.result()),
             allowed.result(),
             user,
         )
+
+
+def partitions() -> dict[str, Partition]:
+    """All of the cluster's by name. Raises SlurmUnavailable."""
+    shown = run("scontrol", "--oneliner", "--all", "show", "partition")
+    return {found.name: found for found in parse_partitions(shown)}
 
 
 def limits(user: str) -> Limits | None:
@@ -248,7 +256,7 @@ def parse_partitions(text: str) -> list[Partition]:
         if "PartitionName" not in facts:
             continue
         allowed = facts.get("AllowAccounts", "ALL")
-        most = facts.get("MaxNodes", "")
+        most, total = facts.get("MaxNodes", ""), facts.get("TotalNodes", "")
         found.append(
             Partition(
                 facts["PartitionName"],
@@ -259,6 +267,7 @@ def parse_partitions(text: str) -> list[Partition]:
                 None if allowed == "ALL" else tuple(allowed.split(",")),
                 tuple(filter(None, facts.get("DenyAccounts", "").split(","))),
                 facts.get("Default") == "YES",
+                nodes=int(total) if total.isdigit() else None,
             )
         )
     return found
@@ -284,7 +293,7 @@ def parse_limits(associations: str, qos: str) -> Limits:
 
 # --- questions about a job that is not submitted
 
-_START = re.compile(r"Job \S+ to start at (\S+) using")
+_START = re.compile(r"Job \S+ to start at (\S+) ")
 
 
 def test_only(commands: Sequence[Sequence[str]]) -> list[Answer]:
@@ -312,7 +321,8 @@ def parse_test_only(text: str) -> Answer:
 
 def submit(command: Sequence[str], environment: Mapping[str, str]) -> str:
     """Submit, and return the job's id. Raises ConvoyError with sbatch's own words."""
-    done = _call([command[0], "--parsable", *command[1:]], environment)
+    # However long it takes: a job that was given up on might be queued all the same.
+    done = _call([command[0], "--parsable", *command[1:]], environment, timeout=None)
     job = done.stdout.strip().partition(";")[0]
     if done.returncode or not job:
         raise ConvoyError(f"{shlex.join(command[:2])} …: {done.stderr.strip() or 'no job id'}")

@@ -28,7 +28,8 @@ class Node:
 
 @dataclass(frozen=True)
 class Partition:
-    """`limit` in seconds, None for none; `wait` is a known wait in seconds (cluster files only)."""
+    """`limit` in seconds, None for none; `wait` is a known wait in seconds (cluster files only);
+    `nodes` is how many it has, where that is known."""
 
     name: str
     up: bool = True
@@ -39,6 +40,7 @@ class Partition:
     denied_accounts: tuple[str, ...] = ()
     is_default: bool = False
     wait: float | None = None
+    nodes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,12 @@ def missing_words(job: Mapping[str, str], given: Collection[str]) -> list[Word]:
     None where SLURM's commands are not here: later checks report that.
     """
     try:
-        shown = cluster.run("scontrol", "--oneliner", "show", "partition")
+        known = cluster.partitions()
     except cluster.SlurmUnavailable:
         return []
     limits = cluster.limits(getpass.getuser())
     accounts = sorted(limits.accounts) if limits else []
-    return compare(job, given, cluster.parse_partitions(shown), accounts)
+    return compare(job, given, tuple(known.values()), accounts)
 
 
 def compare(

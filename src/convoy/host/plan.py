@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 from convoy.errors import ConvoyError
 from convoy.global_batch import BatchPlan, plan_batches
-from convoy.host import speed_model, words
+from convoy.host import roofline, speed_model, words
 from convoy.host.cluster_model import Cluster, Node, Partition
+from convoy.host.roofline import COSTS, UNKNOWN
 from convoy.host.speed_model import Observation, Rate, Shape, Workload
 from convoy.host.starts import Wait
 
@@ -238,7 +239,12 @@ def forecast(
     per_gpu = offer.node.cpus / offer.node.gpus if offer.node.cpus else 16.0
     shape = Shape(offer.gpu, offer.nodes, offer.gpus_per_node, per_gpu)
     workload = Workload(
-        training.agent, batches.global_batch, training.data, training.workers, training.speed
+        training.agent,
+        batches.global_batch,
+        training.data,
+        training.workers,
+        training.speed,
+        training.rank_batch,
     )
     rate = calibrate(speed_model.predict(workload, shape, observations))
     work = training.samples + VALIDATION * training.val_samples
@@ -306,8 +312,8 @@ def _remarks(row: Row, training: Training) -> Iterator[str]:
     gib = offer.node.memory_mib / 1024 / offer.node.gpus
     if 0 < gib < HOST_GIB_PER_GPU:
         yield f"{gib:.0f} GiB of host memory a GPU is little"
-    needed = speed_model.AGENTS.get(training.agent, speed_model.UNKNOWN_AGENT).gib_per_sample
-    device = speed_model.device(offer.gpu)
+    needed = COSTS.get(training.agent, UNKNOWN).gib_per_sample
+    device = roofline.device(offer.gpu)
     if needed and device and needed * batches.rank_batch > 0.9 * device.memory:
         yield f"{batches.rank_batch} samples a GPU may not fit into {device.memory:.0f} GB"
 

@@ -11,69 +11,17 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from convoy.host import roofline
+from convoy.host.roofline import COSTS, UNKNOWN, UNKNOWN_DEVICE, Cost
+
 RANGE = 1.2816  # standard deviations of a central range of 80 %
 
-
-@dataclass(frozen=True)
-class Device:
-    """Dense tensor-core TFLOP/s in bf16 (fp16 before Ampere), GB/s and GB of memory: data
-    sheets."""
-
-    tflops: float
-    bandwidth: float
-    memory: float
-
-
-DEVICES = {
-    "b200": Device(2250, 8000, 180),
-    "h200": Device(989, 4800, 141),
-    "gh200": Device(989, 4000, 96),
-    "h100": Device(989, 3350, 80),
-    "a100": Device(312, 2039, 80),
-    "l40s": Device(362, 864, 48),
-    "l40": Device(181, 864, 48),
-    "a40": Device(150, 696, 48),
-    "a6000": Device(155, 768, 48),
-    "rtx6000": Device(155, 768, 48),
-    "l4": Device(121, 300, 24),
-    "a30": Device(165, 933, 24),
-    "a10": Device(125, 600, 24),
-    "v100": Device(125, 900, 32),
-    "t4": Device(65, 320, 16),
-    "rtx4090": Device(165, 1008, 24),
-    "rtx3090": Device(71, 936, 24),
-}
-
-
-@dataclass(frozen=True)
-class AgentPrior:
-    """Rates of one H200 in samples/s by the setting `speed`, and their spread; parameters in
-    millions. `gib_per_sample` is GPU memory in training for each sample of a rank's batch.
-    """
-
-    plain: float
-    default: float
-    max: float
-    spread: float
-    parameters: float
-    gib_per_sample: float | None = None
-
-
-# Measured with synthetic data of the real size (docs/speed.md, docs/plan.md): TransFuser on one
-# H200 359 and 480 to 570 samples/s, as one CUDA graph 1,317, on one H100 1,163; EgoStatusMLP 8,400,
-# 11,100 and 17,200. The last line is for agents that nobody has measured.
-AGENTS = {
-    "transfuser_agent": AgentPrior(350.0, 525.0, 1_250.0, 0.35, 56.0, 0.16),
-    "ego_status_mlp_agent": AgentPrior(8_400.0, 11_100.0, 17_200.0, 0.3, 0.6, 0.001),
-}
-UNKNOWN_AGENT = AgentPrior(200.0, 300.0, 500.0, 0.9, 60.0)
 
 # A NAVSIM cache of gzip pickles: 15.4 ms to decode a sample and 2.6 ms to collate it, on one core
 # (measured); over a parallel file system it was 340 to 430 ms in a public run, hence the spread.
 CACHE_SAMPLES_PER_CORE, CACHE_SPREAD = 25.0, 0.8
 INTERCONNECT = 2.5  # GB/s between nodes: 25 Gbit/s Ethernet
 INTERCONNECT_RANGE = (1.0, 12.0)  # 10 Gbit/s Ethernet … 100 Gbit/s InfiniBand
-WITHIN_NODE = 12.0  # GB/s over PCIe 4.0 x16 without NVLink
 HIDDEN = 0.5  # share of the compute time of a step that can hide communication
 PER_DOUBLING = 0.12  # spread added for each factor of two between a run and the shape asked for
 
@@ -102,6 +50,7 @@ class Workload:
     data: str = "shards"
     workers: int = 4
     speed: str = "max"
+    rank_batch: int = 64  # the most samples that a GPU holds at once
 
 
 @dataclass(frozen=True)
@@ -198,8 +147,8 @@ def _from_run(
 
 
 def _prior(workload: Workload, shape: Shape, all_reduce: float | None) -> Rate:
-    agent = AGENTS.get(workload.agent, UNKNOWN_AGENT)
-    spread = math.hypot(agent.spread, _ratio_spread(shape.gpu, "h200"))
+    name = roofline.known_name(shape.gpu) or shape.gpu
+    spread = roofline.spread(cost_of(workload), name, _level(workload, shape))
     if workload.data == "cache" and _loader(workload, shape) < _compute(workload, shape):
         spread = math.hypot(spread, CACHE_SPREAD)
     if shape.nodes > 1 and all_reduce is None:
@@ -236,13 +185,26 @@ def _without_communication(run: Observation, all_reduce: float | None) -> float:
     return run.workload.global_batch / step
 
 
+def cost_of(workload: Workload) -> Cost:
+    return COSTS.get(workload.agent, UNKNOWN)
+
+
+def _accumulation(workload: Workload, shape: Shape) -> int:
+    return max(1, math.ceil(workload.global_batch / shape.world_size / workload.rank_batch))
+
+
+def _level(workload: Workload, shape: Shape) -> str:
+    """On several GPUs, and where batches are accumulated, `max` is `default` (docs/speed.md)."""
+    alone = shape.world_size == 1 and _accumulation(workload, shape) == 1
+    return "default" if workload.speed == "max" and not alone else workload.speed
+
+
 def _compute(workload: Workload, shape: Shape) -> float:
-    agent = AGENTS.get(workload.agent, UNKNOWN_AGENT)
-    # On several GPUs `max` is `default` for the time being (docs/speed.md).
-    speed = "default" if workload.speed == "max" and shape.world_size > 1 else workload.speed
-    rates = {"plain": agent.plain, "default": agent.default, "max": agent.max}
-    alone = rates.get(speed, agent.default)
-    return alone * device_ratio(shape.gpu, "h200") * shape.world_size
+    batches = _accumulation(workload, shape)
+    batch = workload.global_batch / shape.world_size / batches
+    card = roofline.device(shape.gpu) or UNKNOWN_DEVICE
+    took = roofline.step_seconds(cost_of(workload), card, batch, _level(workload, shape))
+    return shape.world_size * batch / took
 
 
 def _loader(workload: Workload, shape: Shape) -> float:
@@ -254,37 +216,19 @@ def _loader(workload: Workload, shape: Shape) -> float:
 
 def _communication(workload: Workload, shape: Shape, all_reduce: float | None) -> float:
     """Seconds of one step's all-reduce of float32 gradients."""
-    size = AGENTS.get(workload.agent, UNKNOWN_AGENT).parameters * 4e-3  # GB
+    size = cost_of(workload).parameters * 4e-3  # GB
     if shape.world_size == 1:
         return 0.0
-    bandwidth = WITHIN_NODE if shape.nodes == 1 else (all_reduce or INTERCONNECT)
+    within = (roofline.device(shape.gpu) or UNKNOWN_DEVICE).within_node
+    bandwidth = within if shape.nodes == 1 else min(within, all_reduce or INTERCONNECT)
     return 2 * (shape.world_size - 1) / shape.world_size * size / bandwidth
 
 
-def device(gpu: str) -> Device | None:
-    """Data-sheet figures of a GRES type such as `l40s`, `nvidia_l40s` or `a100_80gb`.
-
-    None if unknown.
-    """
-    name = (
-        gpu.lower().replace("nvidia", "").replace("-", "").replace("_", "").replace("geforce", "")
-    )
-    found = [known for known in DEVICES if name.startswith(known) or name.startswith(f"rtx{known}")]
-    return DEVICES[max(found, key=len)] if found else None
-
-
-def device_ratio(gpu: str, reference: str) -> float:
-    """Geometric mean of the ratios of compute and of memory bandwidth: a step needs both."""
-    own, other = device(gpu), device(reference)
-    if own is None or other is None:
-        return 0.3  # a GPU that is not in the table: _ratio_spread is wide
-    return math.sqrt(own.tflops / other.tflops * own.bandwidth / other.bandwidth)
-
-
 def _ratio_spread(gpu: str, reference: str) -> float:
-    own, other = device(gpu), device(reference)
+    """Between two cards: the more, the less alike their compute and memory are."""
     if gpu == reference:
         return 0.0
+    own, other = roofline.device(gpu), roofline.device(reference)
     if own is None or other is None:
         return 0.8
     compute, memory = own.tflops / other.tflops, own.bandwidth / other.bandwidth

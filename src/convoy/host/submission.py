@@ -5,8 +5,6 @@ Standard library only, but for `convoy check`, which runs in the image.
 
 import json
 import os
-import re
-import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from convoy.errors import ConvoyError
-from convoy.host import job_file
+from convoy.host import cluster, job_file
 from convoy.host.site import Site
+from convoy.host.words import slurm_time
 from convoy.run.layout import RunDirectory
 from convoy.run.progress import read_progress
 
@@ -54,6 +53,22 @@ class Submission:
         return job_file.render(
             self.script.read_text(), self.options, self.site.root, self.overrides
         )
+
+
+def too_uneven(submission: Submission, least: int) -> list[int]:
+    """Numbers of nodes, from `least` on, over which the global batch cannot be split evenly; none
+    where the arguments do not name it."""
+    given = [word.partition("=")[2] for word in submission.overrides if _names_batch(word)]
+    gpus = submission.effective["gpus-per-node"].rpartition(":")[2]
+    if not given or not given[-1].isdigit() or not gpus.isdigit() or not int(gpus):
+        return []
+    return [
+        nodes for nodes in range(least, submission.nodes) if int(given[-1]) % (nodes * int(gpus))
+    ]
+
+
+def _names_batch(override: str) -> bool:
+    return override.lstrip("+").startswith("global_batch=")
 
 
 def check(submission: Submission, estimate: str | None) -> None:
@@ -104,31 +119,19 @@ def _require_time(effective: Mapping[str, str], estimate: str | None) -> None:
     """The time limit against the partition's, and against the estimate that was given."""
     limit = _seconds("--time", effective["time"])
     partition = effective["partition"]
-    if shutil.which("scontrol") is None:
+    known = cluster.partitions()
+    if partition not in known:
         raise ConvoyError(
-            "scontrol is not in PATH: convoy submit runs where sbatch does, on a login node."
+            f"There is no partition {partition!r}. This cluster has: {', '.join(sorted(known))}."
         )
-    shown = subprocess.run(
-        ["scontrol", "--oneliner", "show", "partition", partition], text=True, capture_output=True
-    )
-    if shown.returncode:
-        found = subprocess.run(
-            ["sinfo", "--noheader", "--format=%R"], text=True, capture_output=True
-        ).stdout.split()
-        raise ConvoyError(
-            f"There is no partition {partition!r}. This cluster has: "
-            f"{', '.join(sorted(set(found)))}."
-        )
-    facts = dict(re.findall(r"(\S+?)=(\S*)", shown.stdout))
-    allowed = job_file.seconds(facts.get("MaxTime", "UNLIMITED"))
+    allowed, total = known[partition].limit, known[partition].nodes
     if allowed is not None and (limit is None or limit > allowed):
         raise ConvoyError(
             f"--time={effective['time']} is over the limit of partition {partition}, "
-            f"{facts['MaxTime']}: the job would never start. Ask for less; the same command goes "
-            "on from the last checkpoint."
+            f"{slurm_time(allowed)}: the job would never start. Ask for less; the same command "
+            "goes on from the last checkpoint."
         )
-    total = facts.get("TotalNodes", "")
-    if total.isdigit() and int(effective["nodes"]) > int(total):
+    if total is not None and int(effective["nodes"]) > total:
         raise ConvoyError(
             f"--nodes={effective['nodes']}, and partition {partition} has {total} node(s) in all."
         )

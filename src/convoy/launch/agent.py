@@ -67,6 +67,9 @@ def run_torchrun(
     from torch.distributed.run import parse_args
     from torch.distributed.run import run as torchrun
 
+    from convoy.launch import rendezvous
+
+    rendezvous.register()
     for name in SILENCED:
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     host = socket.gethostname()

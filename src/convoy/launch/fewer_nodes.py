@@ -1,4 +1,4 @@
-"""Whether a run can continue without a lost node, with the same global batch."""
+"""Whether a run can continue without a lost or unfit node, with the same global batch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ def without(
     run: RunDirectory, started: Mapping[str, Any], lost: Sequence[str], least: int
 ) -> tuple[int | None, Smaller]:
     """The global batch that has to be named for that (None: the arguments name it), and whether a
-    start on the other nodes can be. `started` is the record of the start that lost them; `least`
+    start on the other nodes can be. `started` is the record of the start that `lost` them; `least`
     nodes have to stay.
     """
     hosts, overrides = started["nodes"], list(started["overrides"])

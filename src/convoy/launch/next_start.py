@@ -32,11 +32,13 @@ class Action(StrEnum):
 
 @dataclass(frozen=True)
 class Job:
-    """What `scontrol show job` says of the job that asks."""
+    """What `scontrol show job` says of the job that asks. `preempted`: SLURM has told its steps to
+    end, and lets it run for the grace time of its partition."""
 
     state: str
     may_requeue: bool
     excluded: tuple[str, ...] = ()
+    preempted: bool = False
 
     @classmethod
     def from_text(cls, text: str) -> "Job":
@@ -45,7 +47,8 @@ class Job:
         listed = facts.get("ExcNodeList", "")
         excluded = () if listed in ("", "(null)") else tuple(expand_hosts(listed))
         may = facts.get("Requeue") == "1" and facts.get("BatchFlag") != "0"
-        return cls(facts.get("JobState", "UNKNOWN"), may, excluded)
+        preempted = facts.get("PreemptTime", "None") not in {"None", "Unknown", "N/A", "(null)"}
+        return cls(facts.get("JobState", "UNKNOWN"), may, excluded, preempted)
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,10 @@ def decide(
     smaller: Smaller | None = None,
 ) -> Decision:
     """`asked`: the batch script was told to stop. `step` is that of the newest checkpoint, `events`
-    are the run's so far. `smaller`: what may be done without a lost node. Pure but for the
+    are the run's so far. `smaller`: what may be done without a lost or unfit node. Pure but for the
     clock."""
     now = time.time() if now is None else now
+    asked = asked or job.preempted
     if ended.kind is Kind.FAILED:
         return Decision(Action.END, "", status)
     code = ExitCode.PREFLIGHT if ended.kind is Kind.UNFIT else ExitCode.RESUMABLE
@@ -98,7 +102,7 @@ def decide(
     if stalled >= STALLED_STARTS:
         reason = (
             f"{stalled} starts in a row ended at step {step}, so another would too. Look at the "
-            "reason above and at the ranks' logs; the same command goes on afterwards"
+            "reason above and at the ranks' logs; the same command continues afterwards"
         )
         return Decision(Action.END, reason, ExitCode.FAILED)
     if len(before) >= MOST_STARTS:
@@ -110,7 +114,7 @@ def decide(
     kept = still_excluded(events, job, now)
     excluded = (*kept, *(host for host in fresh if host not in kept))
     why = ""
-    if ended.kind is Kind.LOST and smaller is not None and not asked:
+    if fresh and smaller is not None and not asked:
         why = smaller.refused
         if not why:
             left = f"continuing on {_nodes(smaller.nodes)} without {', '.join(fresh)}"
@@ -118,11 +122,12 @@ def decide(
         why = f" ({why})"
     if not job.may_requeue:
         reason = (
-            f"the job may not be requeued (--requeue, and sbatch){why}; the same command goes on"
+            f"the job may not be requeued (--requeue, and sbatch){why}; the same command continues"
         )
         return Decision(Action.END, reason, code)
     without = f", without {', '.join(excluded)}" if excluded else ""
-    return Decision(Action.REQUEUE, f"requeueing the job{without}{why}", code, excluded, fresh)
+    what = "SLURM is preempting the job: requeueing it" if job.preempted else "requeueing the job"
+    return Decision(Action.REQUEUE, f"{what}{without}{why}", code, excluded, fresh)
 
 
 def _nodes(count: int) -> str:

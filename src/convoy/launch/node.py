@@ -8,10 +8,11 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from convoy import config
 from convoy.errors import ConvoyError, ExitCode
-from convoy.launch import network, vitals
+from convoy.launch import nccl, network, vitals
 from convoy.launch.agent import load_torchrun, run_torchrun
 from convoy.launch.interface import choose_interface
 from convoy.launch.peers import LostNode, Peers, in_touch, is_failure
@@ -43,81 +44,102 @@ def train_on_node(launch: Launch, overrides: Sequence[str], agreed: Agreement | 
             raise
         return ExitCode.FAILED
     address = _choose_address(launch)
-    if agreed is None:
-        return _run_ranks(run, launch, address, overrides)
-    load_torchrun()
-    with in_touch(launch.hosts, launch.host, network.host_and_port(agreed.peers)) as peers:
-        return _run_ranks(run, launch, address, overrides, Path(agreed.data), peers)
+    return Part(run, launch).take(address, overrides, agreed)
 
 
-def _run_ranks(
-    run: RunDirectory,
-    launch: Launch,
-    address: str,
-    overrides: Sequence[str],
-    data: Path | None = None,
-    peers: Peers | None = None,
-) -> int:
-    """The exit code of the first failed rank; how this node's part ended stands in the run.
+class Part:
+    """This node's part of a start; how it goes stands in the run directory from the beginning."""
 
-    In a job, `data` is what the nodes look at before, and `peers` are the other nodes.
-    """
-    state = node_state.begin(run, launch.start, launch.host)
+    def __init__(self, run: RunDirectory, launch: Launch) -> None:
+        self._run, self._launch = run, launch
+        self._state = node_state.begin(run, launch.start, launch.host)
 
-    def told(number: signal.Signals) -> None:
-        nonlocal state
-        state = replace(state, signal=number.name)
-        node_state.write(run, launch.start, state)
+    def take(self, address: str, overrides: Sequence[str], agreed: Agreement | None = None) -> int:
+        """The exit code of the first failed rank, or of a preflight that did not go well.
 
-    def asked() -> int:
-        return stop_request.read(run, launch.start, state.began) if launch.is_host else 0
+        `agreed` is a job's, whose nodes look at themselves before and stay in touch.
+        """
+        code = int(ExitCode.FAILED)
+        try:
+            if agreed is None:
+                code = self._train(address, overrides)
+            else:
+                code = self._train_with_others(address, overrides, agreed)
+        finally:
+            self._say(exit_code=code)
+        return code
 
-    def end() -> None:
-        node_state.write(run, launch.start, replace(state, exit_code=int(ExitCode.RESUMABLE)))
-        end_ranks()
-
-    def lost(host: str) -> None:
-        node_state.lose(run, launch.start, host)
-        print(f"{host} went away: ending this node's ranks", file=sys.stderr, flush=True)
-        end()
-
-    def ended(host: str, code: int) -> None:
-        if is_failure(code):  # ranks here may wait for those there until their timeout
-            threading.Timer(GRACE, end).start()
-
-    code = int(ExitCode.FAILED)
-    try:
-        if data is not None:
+    def _train_with_others(self, address: str, overrides: Sequence[str], agreed: Agreement) -> int:
+        launch = self._launch
+        load_torchrun()
+        endpoint = network.host_and_port(agreed.peers)
+        with in_touch(launch.hosts, launch.host, endpoint) as peers:
+            code = int(ExitCode.FAILED)
             try:
-                problems = preflight(run, launch, data, peers)
-            except LostNode as gone:
-                for host in gone.args:
-                    node_state.lose(run, launch.start, host)
-                code = int(ExitCode.RESUMABLE)
-                return code
-            if problems:
-                own = "; ".join(problems.get(launch.host, ()))
-                state = replace(state, problem=own)
-                code = int(ExitCode.PREFLIGHT if own else ExitCode.RESUMABLE)
-                return code
-        if peers is not None:
-            peers.follow(lost, ended)
+                code = self._preflight(Path(agreed.data), peers)
+                if code == ExitCode.FINISHED:
+                    if peers is not None:
+                        peers.follow(self._lost, self._ended)
+                    code = self._train(address, overrides)
+            finally:
+                if peers is not None:
+                    peers.leave(code)
+        return code
+
+    def _preflight(self, data: Path, peers: Peers | None) -> int:
+        """FINISHED where all nodes can take part."""
+        try:
+            problems = preflight(self._run, self._launch, data, peers)
+        except LostNode as gone:
+            for host in gone.args:
+                node_state.lose(self._run, self._launch.start, host)
+            return ExitCode.RESUMABLE
+        if own := "; ".join(problems.get(self._launch.host, ())):
+            self._say(problem=own)
+            return ExitCode.PREFLIGHT
+        return ExitCode.RESUMABLE if problems else ExitCode.FINISHED
+
+    def _train(self, address: str, overrides: Sequence[str]) -> int:
+        run, launch = self._run, self._launch
         arguments = [*torchrun_arguments(launch, address, run.root), "--", *overrides]
-        with vitals.sampled(run.node_vitals(launch.host)), looked_for(asked):
-            failed = run_torchrun(arguments, launch, run, told)
-        code = ExitCode.FINISHED if failed is None else failed.exit_code
+        try:
+            with vitals.sampled(run.node_vitals(launch.host)), looked_for(self._asked):
+                failed = run_torchrun(arguments, launch, run, self._told)
+        except SystemExit as stopped:
+            if launch.kind != "job" and launch.is_host:  # else `convoy verdict` does so
+                report.leave(run)
+            return int(stopped.code or 0)
         # A job's batch script reports for all nodes at its end.
         if failed is not None and launch.kind != "job":
             print(failed.report(), file=sys.stderr, flush=True)
-    except SystemExit as stopped:
-        code = int(stopped.code or 0)
-        if launch.kind != "job" and launch.is_host:  # else `convoy verdict` does so
-            report.leave(run)
-    finally:
-        node_state.write(run, launch.start, replace(state, exit_code=code))
-        if peers is not None:
-            peers.leave(code)
-    return code
+        return ExitCode.FINISHED if failed is None else failed.exit_code
+
+    def _say(self, **changes: Any) -> None:
+        self._state = replace(self._state, **changes)
+        node_state.write(self._run, self._launch.start, self._state)
+
+    # --- what others want of the ranks meanwhile
+
+    def _told(self, number: signal.Signals) -> None:
+        self._say(signal=number.name)
+
+    def _asked(self) -> int:
+        if not self._launch.is_host:
+            return 0
+        return stop_request.read(self._run, self._launch.start, self._state.began)
+
+    def _lost(self, host: str) -> None:
+        node_state.lose(self._run, self._launch.start, host)
+        print(f"{host} went away: ending this node's ranks", file=sys.stderr, flush=True)
+        self._end()
+
+    def _ended(self, host: str, code: int) -> None:
+        if is_failure(code):  # ranks here may wait for those there until their timeout
+            threading.Timer(GRACE, self._end).start()
+
+    def _end(self) -> None:
+        self._say(exit_code=int(ExitCode.RESUMABLE))
+        end_ranks()
 
 
 def check(overrides: Sequence[str], launch: Launch) -> tuple[Path, Path]:
@@ -139,7 +161,7 @@ def begin(
 
 
 def _choose_address(launch: Launch) -> str:
-    """This node's address for its peers; names the interface for NCCL and gloo."""
+    """This node's address for its peers; sets interface and transport for NCCL and gloo."""
     if launch.is_host:
         print(f"launch: {launch.where}", flush=True)
     if launch.peer is None:
@@ -147,8 +169,11 @@ def _choose_address(launch: Launch) -> str:
     if launch.kind == "srun" and launch.is_host:  # the port was not probed by anybody yet
         network.free_port(int(rendezvous_endpoint(launch).rpartition(":")[2]), launch.start)
     address = network.address_towards(launch.peer)
-    choice = choose_interface(os.environ, launch.peer, address, network.interface_of(address))
-    os.environ.update(choice.variables)
-    if launch.is_host:
-        print(f"launch: {choice.reason}", flush=True)
+    interface = network.interface_of(address)
+    choices = [choose_interface(os.environ, launch.peer, address, interface)]
+    choices += nccl.choose(os.environ, nccl.look(interface))
+    for choice in choices:
+        os.environ.update(choice.variables)
+        if launch.is_host:
+            print(f"launch: {choice.reason}", flush=True)
     return address

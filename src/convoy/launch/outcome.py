@@ -69,6 +69,10 @@ def outcome(
     if lost:
         return Outcome(Kind.LOST, reason, lost)
     first = failures[0] if failures else None
+    absent = tuple(host for host in hosts if host not in states)
+    if answering and absent and states and first is None:
+        reason = f"unfit for the run: {_list(absent)} could not start the container"
+        return Outcome(Kind.UNFIT, reason, absent)
     if first is not None and not first.is_consequence:
         where = f"rank {first.rank} on {first.host}"
         if HARDWARE.search(first.message) or first.exit_code == ExitCode.PREFLIGHT:

@@ -14,6 +14,7 @@ from typing import TextIO
 from convoy import config
 from convoy.errors import ConvoyError, ExitCode
 from convoy.launch import verdict
+from convoy.launch.heap import keep_freed_memory
 from convoy.navsim import tree
 from convoy.run.layout import RunDirectory
 from convoy.run.stop_request import StopRequest, follow_parent
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     The run directory is the node's choice; without one, rank 0 names it for all ranks.
     """
     request = StopRequest().install()
+    keep_freed_memory(os.environ)
     run, overrides = _split(arguments)
     topology = Topology()
     try:

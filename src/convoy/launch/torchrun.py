@@ -25,10 +25,10 @@ def torchrun_arguments(launch: Launch, address: str, run_dir: Path) -> list[str]
     return [
         f"--nnodes={launch.nodes}",
         f"--nproc-per-node={launch.processes}",
-        "--rdzv-backend=c10d",
+        "--rdzv-backend=convoy",  # launch/rendezvous.py
         f"--rdzv-endpoint={rendezvous_endpoint(launch)}",
         f"--rdzv-id={launch.start}",
-        f"--rdzv-conf=is_host={int(launch.is_host)}",
+        f"--rdzv-conf=number={launch.number}",
         f"--local-addr={address}",
         "--signals-to-handle=SIGHUP,SIGQUIT",  # the others are launch/signals.py's
         "-m",

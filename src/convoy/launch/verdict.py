@@ -68,7 +68,9 @@ def died(rank: int, host: str, exit_code: int, starved: str | None = None) -> Fa
             f"it ended with exit code {exit_code} and no message",
         )
     name = signal.Signals(-exit_code).name
-    if name != "SIGKILL":
+    if name == "SIGBUS":
+        hint = " (SLURM ended what kept the mounted image in place, or /dev/shm is full)"
+    elif name != "SIGKILL":
         hint = ""
     elif starved is not None:
         hint = (

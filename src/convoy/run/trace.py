@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from convoy.errors import ConvoyError
+from convoy.run.intervals import Span, complement, intersection, length, union
 
 RANGE = "step: "  # begins the names of a step's parts, which convoy.training.timers writes
 FETCH = f"{RANGE}data_wait"  # a step begins with it
 TOP = 12
 DEVICE_CATEGORIES = ("kernel", "gpu_memcpy", "gpu_memset")
+LAUNCH_CATEGORIES = ("cuda_runtime", "cuda_driver")
 
 # The first that fits a kernel's or an operator's name.
 KINDS = (
@@ -36,8 +38,6 @@ KINDS = (
     ("elementwise", r"elementwise|vectorized|triton|aten::(add|mul|relu|div|sub|sigmoid|neg)"),
 )
 _KINDS = [(name, re.compile(pattern, re.IGNORECASE)) for name, pattern in KINDS]
-
-Span = tuple[float, float]  # microseconds
 
 
 @dataclass(frozen=True)
@@ -126,11 +126,49 @@ def breakdown(events: Iterable[Mapping[str, Any]]) -> Breakdown:
     inside = [event for event in whole if window[0] <= event["ts"] < window[1]]
     ranges = _ranges(inside)
     host_parts = {
-        part: _length(spans) / steps / 1000 for part, spans in ranges.items() if part != "batch"
+        part: length(spans) / steps / 1000 for part, spans in ranges.items() if part != "batch"
     }
-    device = [event for event in inside if event.get("cat") in DEVICE_CATEGORIES]
-    made = _of_device if device else _of_host
-    return made(device or inside, inside, window, steps, ranges, host_parts)
+    device, device_window = _on_device(whole, window)
+    if device:
+        return _of_device(device, inside, device_window, steps, ranges, host_parts)
+    return _of_host(inside, inside, window, steps, ranges, host_parts)
+
+
+def _on_device(
+    whole: Sequence[Mapping[str, Any]], window: Span
+) -> tuple[list[Mapping[str, Any]], Span]:
+    """What the host launched in `window`, and when that ran: the host can be steps ahead.
+
+    It ran from its first kernel to the first one that was launched after it, both on the stream
+    with the most work; others bring later batches.
+    """
+    launches = {
+        event["args"]["correlation"]: event["ts"]
+        for event in whole
+        if event.get("cat") in LAUNCH_CATEGORIES and "correlation" in event.get("args", {})
+    }
+    events = [event for event in whole if event.get("cat") in DEVICE_CATEGORIES]
+    launched = [
+        launches.get(event.get("args", {}).get("correlation"), event["ts"]) for event in events
+    ]
+    device = [
+        event for event, at in zip(events, launched, strict=True) if window[0] <= at < window[1]
+    ]
+    work: dict[Any, float] = {}
+    for event in device:
+        stream = event.get("args", {}).get("stream")
+        work[stream] = work.get(stream, 0.0) + event["dur"]
+    if not work or not launches:
+        return device, window
+    main = max(work, key=lambda stream: work[stream])
+    mine = [event for event in device if event.get("args", {}).get("stream") == main]
+    later = [
+        event["ts"]
+        for event, at in zip(events, launched, strict=True)
+        if at >= window[1] and event.get("args", {}).get("stream") == main
+    ]
+    ended = max(event["ts"] + event["dur"] for event in mine)
+    return device, (min(event["ts"] for event in mine), min(later, default=ended))
 
 
 def _of_device(
@@ -147,23 +185,23 @@ def _of_device(
         spans = kinds[kind if kind in kinds else "compute"]
         spans.append((event["ts"], min(event["ts"] + event["dur"], window[1])))
     compute, communication = union(kinds["compute"]), union(kinds["communication"])
-    hidden = _length(intersection(compute, communication))
+    hidden = length(intersection(compute, communication))
     busy = union([*compute, *communication])
-    copies = _length(union([*busy, *kinds["copies"]])) - _length(busy)
+    copies = length(union([*busy, *kinds["copies"]])) - length(busy)
     covered = union([*busy, *kinds["copies"]])
     idle = complement(covered, window)
-    waits = _length(intersection(idle, union(ranges.get("data_wait", ()))))
+    waits = length(intersection(idle, union(ranges.get("data_wait", ()))))
     return Breakdown(
         steps,
         _per_step(window[1] - window[0], steps),
         on_gpu=True,
         one_graph=any("GraphLaunch" in event["name"] for event in inside if _is_host(event)),
-        compute=_per_step(_length(compute), steps),
+        compute=_per_step(length(compute), steps),
         copies=_per_step(copies, steps),
-        communication=_per_step(_length(communication), steps),
+        communication=_per_step(length(communication), steps),
         communication_hidden=_per_step(hidden, steps),
         waits_for_data=_per_step(waits, steps),
-        host_gaps=_per_step(_length(idle) - waits, steps),
+        host_gaps=_per_step(length(idle) - waits, steps),
         host_parts=host_parts,
         **_kernels(((event, event["dur"]) for event in device), steps),
     )
@@ -200,11 +238,11 @@ def _of_host(
     # What a loader without workers computes is waiting for data all the same.
     training = complement(union(ranges.get("data_wait", ())), window)
     communication, compute = union(exchanged), intersection(union(computed), training)
-    hidden = _length(intersection(compute, communication))
+    hidden = length(intersection(compute, communication))
     step = _per_step(window[1] - window[0], steps)
     waits = host_parts.get("data_wait", 0.0)
-    computing = _per_step(_length(compute), steps)
-    shown = _per_step(_length(communication) - hidden, steps)
+    computing = _per_step(length(compute), steps)
+    shown = _per_step(length(communication) - hidden, steps)
     copies = min(kinds.get("copies", 0.0), max(0.0, step - computing - shown - waits))
     return Breakdown(
         steps,
@@ -213,7 +251,7 @@ def _of_host(
         one_graph=False,
         compute=computing,
         copies=copies,
-        communication=_per_step(_length(communication), steps),
+        communication=_per_step(length(communication), steps),
         communication_hidden=_per_step(hidden, steps),
         waits_for_data=waits,
         host_gaps=max(0.0, step - computing - shown - waits - copies),
@@ -282,50 +320,6 @@ def _is_host(event: Mapping[str, Any]) -> bool:
 
 def _per_step(microseconds: float, steps: int) -> float:
     return microseconds / steps / 1000
-
-
-# --- intervals
-
-
-def union(spans: Iterable[Span]) -> list[Span]:
-    """Sorted, without overlap."""
-    found: list[Span] = []
-    for begin, end in sorted(spans):
-        if found and begin <= found[-1][1]:
-            found[-1] = (found[-1][0], max(found[-1][1], end))
-        elif end > begin:
-            found.append((begin, end))
-    return found
-
-
-def intersection(one: Sequence[Span], other: Sequence[Span]) -> list[Span]:
-    """Of two unions."""
-    found, i, j = [], 0, 0
-    while i < len(one) and j < len(other):
-        begin, end = max(one[i][0], other[j][0]), min(one[i][1], other[j][1])
-        if begin < end:
-            found.append((begin, end))
-        if one[i][1] < other[j][1]:
-            i += 1
-        else:
-            j += 1
-    return found
-
-
-def complement(spans: Sequence[Span], window: Span) -> list[Span]:
-    """What a union leaves of `window`."""
-    found, at = [], window[0]
-    for begin, end in spans:
-        if begin > at:
-            found.append((at, min(begin, window[1])))
-        at = max(at, end)
-    if at < window[1]:
-        found.append((at, window[1]))
-    return found
-
-
-def _length(spans: Iterable[Span]) -> float:
-    return sum(end - begin for begin, end in spans)
 
 
 # --- words

@@ -113,8 +113,14 @@ class AgentModule(pl.LightningModule):
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
-        if not self._speed.steps_itself:
+        if self._speed.steps_itself:
+            return
+        if type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad:
             super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+            return
+        for group in optimizer.param_groups:  # what `zero_grad` does after a compiler's checks
+            for entry in group["params"]:
+                entry.grad = None
 
     def on_train_epoch_end(self) -> None:
         self._stop_if_not_finite(self._finite_check.all())

@@ -31,6 +31,7 @@ from convoy.topology import Topology
 from convoy.training import logs
 from convoy.training.all_reduce import check_all_reduce
 from convoy.training.checkpoint import CheckpointFolder, CheckpointWriter
+from convoy.training.lean_hooks import lean_hooks
 from convoy.training.manifest import complete_manifest, write_manifest
 from convoy.training.memory import MemoryForecast, explain
 from convoy.training.metrics import TrajectoryKeys
@@ -178,7 +179,7 @@ def _train(
     shared = run.root.parent.parent / "compile-cache"
     cache = Path(config.compile_cache) if config.compile_cache else shared
     _record_speed(recipe, run, topology)
-    with speed.applied(cache), explained():
+    with speed.applied(cache), lean_hooks(trainer, module), explained():
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume)
     _record_speed(recipe, run, topology)  # a switch may have been given up on the way
     if progress.steps == 0 and run.results.is_file():

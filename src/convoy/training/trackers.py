@@ -3,6 +3,7 @@
 Both work offline, into the run directory: compute nodes often reach no other network.
 """
 
+import os
 from importlib.util import find_spec
 
 from pytorch_lightning.loggers import Logger
@@ -41,4 +42,12 @@ def loggers(run: RunDirectory, tracker: str | None) -> list[Logger]:
         ]
     from pytorch_lightning.loggers import MLFlowLogger
 
-    return [*found, MLFlowLogger(experiment, name, tracking_uri=run.tracker.absolute().as_uri())]
+    # From 3.7 on MLflow wants a database instead of files unless it is told so; a database on a
+    # shared file system needs locks that many do not have.
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+    earlier = next(
+        run.tracker.glob("*/*/meta.yaml"), None
+    )  # <experiment>/<run>, if there was a start
+    folder = run.tracker.absolute().as_uri()
+    same = earlier.parent.name if earlier else None
+    return [*found, MLFlowLogger(experiment, name, tracking_uri=folder, run_id=same)]
