@@ -223,3 +223,12 @@ def test_an_array_is_named_by_its_tasks(preempted_run, programs, tmp_path):
         "scontrol update JobId=12_0 Requeue=0",
         "scancel --ctld --batch --signal=USR1 12_0",
     ]
+
+
+def test_the_newest_job_is_a_training(preempted_run, programs):
+    """A job that scores beside it has a higher number."""
+    row = "{}|me|users|gpu|RUNNING|None|1|1:00:00|5:00:00|N/A|5|N/A|gres/gpu=8|N/A|gl001|q|{}|"
+    listed = "\n".join([row.format("12", "convoy"), row.format("13", "convoy-score")])
+    (programs / "squeue").write_text(f"#!/bin/sh\necho '{listed}'\n")
+    done = convoy(preempted_run.parents[1], "watch", "--once", path=f"{programs}:/usr/bin:/bin")
+    assert "first/12" in done.stdout

@@ -11,8 +11,10 @@ import time
 import pytest
 
 from convoy.errors import ConvoyError
+from convoy.launch import hub as hub_module
 from convoy.launch import peers
-from convoy.launch.peers import Hub, LostNode, Peers, in_touch
+from convoy.launch.hub import Hub
+from convoy.launch.peers import LostNode, Peers, in_touch
 
 HOSTS = ("gl001", "gl006", "gl011")
 
@@ -21,8 +23,8 @@ NODE = """
 import sys, time
 from convoy.launch.peers import Peers
 host, port, speed = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-import convoy.launch.peers as peers
-peers.SILENCE, peers.BEAT = 8 / speed, 1 / speed
+import convoy.launch.hub as hub
+hub.SILENCE, hub.BEAT = 8 / speed, 1 / speed
 node = Peers(host, "gl001", ("127.0.0.1", port))
 print(sorted(node.gather({"of": host}, patience=20).words), flush=True)
 node.follow(lambda gone: print("gone", gone, flush=True))
@@ -33,8 +35,8 @@ time.sleep(60)
 @pytest.fixture
 def fast(monkeypatch):
     """Ten times as fast as in a job."""
-    monkeypatch.setattr(peers, "SILENCE", 0.8)
-    monkeypatch.setattr(peers, "BEAT", 0.1)
+    monkeypatch.setattr(hub_module, "SILENCE", 0.8)
+    monkeypatch.setattr(hub_module, "BEAT", 0.1)
 
 
 @pytest.fixture
@@ -137,6 +139,52 @@ def test_a_node_that_is_killed_or_silent_is_named_to_all(hub, number):
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_node_that_goes_before_all_are_there_is_named(hub):
+    """Then nobody waits for it at the rendezvous."""
+    waiting = join("gl001", hub)
+    found = []
+
+    def gather() -> None:
+        try:
+            waiting.gather({})
+        except LostNode as lost:
+            found.extend(lost.args)
+
+    thread = threading.Thread(target=gather)
+    thread.start()
+    with socket.create_connection(("127.0.0.1", hub.port)) as going:
+        going.sendall(b'{"host": "gl006", "word": {}}\n')
+        time.sleep(0.3)
+    thread.join(timeout=5)
+    assert found == ["gl006"]
+
+
+def test_what_comes_with_the_words_of_the_others_is_not_lost():
+    """Lines arrive in one piece, or cut anywhere."""
+    lines = (
+        b'{"ended": "gl011", "code": 1}\n'
+        b'{"words": {"gl006": {}}, "missing": [], "ahead": {}}\n{"beat": true}\n{"ended": "gl001", '
+        b'"code": 3}\n'
+    )
+    for cut in (len(lines), len(lines) - 12):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            node = Peers("gl006", "gl001", server.getsockname())
+            found = []
+            thread = threading.Thread(target=lambda n=node, f=found: f.append(n.gather({})))
+            thread.start()
+            connection, _ = server.accept()
+            connection.sendall(lines[:cut])
+            thread.join(timeout=5)
+            heard = Heard(node)
+            connection.sendall(lines[cut:])
+            heard.first()
+            time.sleep(0.2)
+            node.leave(0)
+            connection.close()
+        assert list(found[0].words) == ["gl006"]
+        assert [what for what, _ in heard] == ["gl011 ended with 1", "gl001 ended with 3"]
 
 
 def test_the_first_node_is_missed_by_all(fast):

@@ -175,7 +175,7 @@ def test_a_training_is_scored_by_a_job_beside_it(testbed, raw):
     run = f"{EXP}/train/beside"
     named = {"CONVOY_IMAGE": str(testbed.image), "CONVOY_SCORE_EVERY": "2", "PYTHONPATH": "src"}
     environment = [f"{name}={value}" for name, value in (raw | named).items()]
-    arguments = f"[--workers=1,{SPLIT},metric_cache_path={EXP}/metric_cache]"
+    arguments = ["--workers=1", SPLIT, f"metric_cache_path={EXP}/metric_cache"]
     submitted = testbed.run(
         "env",
         *environment,

@@ -12,6 +12,8 @@ from convoy.host.cluster_model import Job
 from convoy.run import story
 from convoy.run.layout import RunDirectory
 
+OTHER_JOBS = ("convoy-prepare", "convoy-score")  # names of jobs that train nothing
+
 
 @dataclass(frozen=True)
 class Found:
@@ -76,7 +78,8 @@ def _newest(queue: Sequence[Job], experiments: Path, problem: str) -> Found:
     order = {"RUNNING": 0, "COMPLETING": 1, "CONFIGURING": 2}
     for job in sorted(queue, key=lambda job: (order.get(job.state, 3), -_number(job.id))):
         root = run_of(job.id, experiments)
-        if root is not None or job.name.startswith("convoy"):
+        is_training = job.name.startswith("convoy") and job.name not in OTHER_JOBS
+        if root is not None or is_training:
             return Found(job.id, job, root, problem)
     roots = story.find(experiments)
     if not roots:
