@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Device:
-    """Dense tensor-core TFLOP/s in bf16 (fp16 before Ampere), GB/s and GB of memory, and GB/s to
-    another GPU of the node by NVLink (bus bandwidth of an all-reduce; 208 were measured between two
-    H100, the others are in proportion to their links) or over PCIe 4.0 x16: NVIDIA's data sheets."""
+    """Dense tensor-core TFLOP/s in bf16 (fp16 before Ampere), GB/s and GB of memory: NVIDIA's data
+    sheets. And GB/s to another GPU of the node over PCIe 4.0 x16, or by NVLink: the bus bandwidth
+    of an all-reduce, 208 as measured between two H100, others in proportion to their links.
+    """
 
     tflops: float
     bandwidth: float
