@@ -89,7 +89,7 @@ cluster-down:  ## remove it, its /scratch too
 	@$(PYTHON) testbed/cluster.py down
 
 .PHONY: chaos
-chaos:  ## faults at random moments on that cluster, ROUNDS of each [CHAOS='--seed 1']
+chaos:  ## faults at random moments on a cluster of its own, ROUNDS of each [CHAOS='--seed 1 --json FILE']
 	@$(PYTHON) testbed/chaos.py --image '$(SIF)' --rounds $(ROUNDS) $(CHAOS)
 
 .PHONY: check

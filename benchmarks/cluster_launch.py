@@ -1,14 +1,16 @@
-"""From sbatch to the first optimiser step on an idle testbed, against a bare srun of torchrun with
-the same Python.
+"""From sbatch to the first optimiser step on an idle testbed, with the image mounted and unpacked,
+against a bare srun of torchrun with the same Python.
 
-Both sides train the built-in agent on the same nodes from the same image. The bare side is what a
+All sides train the built-in agent on the same nodes from the same image. The bare side is what a
 person would type by hand: srun, the container, torchrun with a fixed endpoint, no check, no search
-for a port, nothing handed over.
+for a port, nothing handed over. It also measures what unpacking takes, and `import torch` from a
+mounted and an unpacked image: first with none of its files in memory, then again.
 
     python benchmarks/cluster_launch.py --repeats 5 --json
 """
 
 import argparse
+import re
 import statistics
 import subprocess
 import sys
@@ -21,6 +23,17 @@ from report import print_report
 
 ROOT = Path(__file__).parents[1]
 NAME = "convoy-bench"
+DISK = "/var/tmp/images"  # a node's own
+# Lets the kernel forget the files below the given paths, and those alone.
+FORGET = """
+import os, pathlib, sys
+for given in map(pathlib.Path, sys.argv[1:]):
+    for path in given.rglob("*") if given.is_dir() else [given]:
+        if path.is_file() and not path.is_symlink():
+            file = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(file)
+"""
 PHASES = (
     "queue and batch script",
     "rendezvous on the first node",
@@ -50,6 +63,17 @@ class Cluster:
     def run(self, *command: str) -> str:
         return self.manage("run", *command)
 
+    def import_torch(self, image: str) -> tuple[float, float]:
+        """Seconds of two imports on a node, the first with none of the image's files in memory."""
+        node = ["run", "--host=gl001"]
+        self.manage("run", "--host=gl001", "--root", "python3", "-c", FORGET, image)
+        taken = []
+        for _ in range(2):
+            began = time.time()
+            self.manage(*node, "apptainer", "exec", image, "python", "-c", "import torch")
+            taken.append(time.time() - began)
+        return taken[0], taken[1]
+
     def born(self, path: str) -> float:
         """When a file was made, in seconds since the epoch."""
         return float(self.run("stat", "--format=%.9W", path))
@@ -63,14 +87,15 @@ class Cluster:
 
 
 def convoy(
-    cluster: Cluster, nodes: int, overrides: list[str], index: int
+    cluster: Cluster, nodes: int, overrides: list[str], name: str, disk: str = ""
 ) -> tuple[float, list[float]]:
-    """Seconds from sbatch to the first step, and how they split up."""
-    run_dir, log = f"/scratch/convoy-{index}", f"/scratch/convoy-{index}.log"
+    """Seconds from sbatch to the first step, and how they split up; unpacked on `disk`, if any."""
+    run_dir, log = f"/scratch/convoy-{name}", f"/scratch/convoy-{name}.log"
     started = time.time()
     cluster.run(
         "env",
         f"CONVOY_IMAGE={cluster.image}",
+        f"CONVOY_UNPACK={disk}",
         "sbatch",
         "--wait",
         f"--nodes={nodes}",
@@ -162,14 +187,23 @@ def main() -> None:
             "trainer.params.accelerator=cpu",
             "trainer.params.precision=32-true",
         ]
-        ours, splits, theirs = [], [], []
+        ours, splits, theirs, unpacked = [], [], [], []
         for index in range(
             args.repeats + 1
         ):  # the first of each fills the page cache and does not count
             theirs.append(bare(cluster, args.nodes, overrides, index))
-            seconds, split = convoy(cluster, args.nodes, overrides, index)
+            seconds, split = convoy(cluster, args.nodes, overrides, f"{index}")
             ours.append(seconds)
             splits.append(split)
+            unpacked.append(convoy(cluster, args.nodes, overrides, f"unpacked-{index}", DISK)[0])
+        said = cluster.run("cat", "/scratch/convoy-unpacked-0.log")
+        unpacking = re.findall(r"is unpacked on \S+ after (\d+) s: (\S+)", said)
+        if len(unpacking) != args.nodes:
+            sys.exit(f"the image was not unpacked on each node:\n{said}")
+        imports = {
+            "mounted": cluster.import_torch(str(cluster.image)),
+            "unpacked": cluster.import_torch(unpacking[0][1]),
+        }
         container = []
         for _ in range(args.repeats):
             began = time.time()
@@ -185,8 +219,13 @@ def main() -> None:
         "processes_per_node": 4,
         "convoy_s": statistics.median(ours[1:]),
         "bare_s": statistics.median(theirs[1:]),
+        "unpacked_s": statistics.median(unpacked[1:]),
         "all_convoy_s": ours[1:],
         "all_bare_s": theirs[1:],
+        "all_unpacked_s": unpacked[1:],
+        "first_unpacked_s": unpacked[0],
+        "unpacking_s": max(int(seconds) for seconds, _ in unpacking),
+        "import_torch_s": imports,
         "phases_s": dict(zip(PHASES, medians, strict=True)),
         "empty_container_s": statistics.median(container),
     }
@@ -194,6 +233,18 @@ def main() -> None:
     rows = [
         ["sbatch to first step", record["convoy_s"], record["ratio"]],
         *([f"  {phase}", seconds, ""] for phase, seconds in record["phases_s"].items()),
+        [
+            "sbatch to first step, image unpacked before",
+            record["unpacked_s"],
+            record["unpacked_s"] / record["bare_s"],
+        ],
+        ["  the same, unpacked by this job", record["first_unpacked_s"], ""],
+        ["  of it unpacking and verifying, the slowest node", record["unpacking_s"], ""],
+        *(
+            [f"import torch, {kind}, {when}", seconds, ""]
+            for kind, both in imports.items()
+            for when, seconds in zip(("first", "again"), both, strict=True)
+        ),
         ["bare srun torchrun to first step", record["bare_s"], 1.0],
         ["an empty container, with docker exec", record["empty_container_s"], ""],
     ]

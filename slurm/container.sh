@@ -40,4 +40,10 @@ if [[ ${CONVOY_COMPAT:-} ]]; then
     options+=(--mount="$(mount "$CONVOY_COMPAT" /opt/convoy/compat)")
 fi
 if [[ -e /dev/nvidiactl ]]; then options+=(--nv); fi
-exec apptainer --quiet exec "${options[@]}" "$CONVOY_IMAGE" /opt/convoy/entrypoint/run.sh "$@"
+
+# From the node's own disk where the site names a folder there; else, or where that fails, mounted.
+image=$CONVOY_IMAGE
+if [[ ${CONVOY_UNPACK:-} && $1 == train && -f $image ]]; then
+    image=$("${BASH_SOURCE[0]%/*}/unpack.sh") || image=$CONVOY_IMAGE
+fi
+exec apptainer --quiet exec "${options[@]}" "$image" /opt/convoy/entrypoint/run.sh "$@"

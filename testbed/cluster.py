@@ -2,7 +2,8 @@
 docker CLI only.
 
 One container is the login node with the controller and the accounting database, the others are
-compute nodes with pretended GPUs. All see the checkout at its own path, and /scratch.
+compute nodes with pretended GPUs. All see the checkout at its own path, /scratch, and /small, a
+shared file system that is soon full.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import NoReturn
 ROOT = Path(__file__).resolve().parents[1]
 DOCKER = os.environ.get("DOCKER", "docker")
 USER = "researcher"
+SMALL = ("type=tmpfs", "device=tmpfs", "o=size=24m,mode=1777")
 
 # Apptainer without root: user name spaces (SYS_ADMIN for the mounts of its FUSE helpers), /proc
 # unmasked, /dev/fuse.
@@ -101,6 +103,8 @@ def slurm_conf(cluster: Cluster) -> str:
         "ReturnToService=2",
         "KillWait=10",
         "SchedulerParameters=batch_sched_delay=0,bf_interval=5",
+        "PreemptType=preempt/partition_prio",
+        "PreemptMode=REQUEUE",
     ]
     for kind, nodes in cluster.kinds.items():
         gres = f" Gres=gpu:{kind}:{cluster.gpus}" if cluster.gpus else ""
@@ -148,6 +152,7 @@ def up(cluster: Cluster, base: str, target: str = "cluster") -> None:
             folder.chmod(folder.stat().st_mode | 0o777)
     docker("network", "create", cluster.name)
     docker("volume", "create", f"{cluster.name}-scratch")
+    docker("volume", "create", *(f"--opt={option}" for option in SMALL), f"{cluster.name}-small")
     for host in ("login", *cluster.nodes):
         docker(
             "run",
@@ -164,6 +169,7 @@ def up(cluster: Cluster, base: str, target: str = "cluster") -> None:
             f"--env=TESTBED_GPUS={cluster.gpus}",
             f"--volume={ROOT}:{ROOT}",
             f"--volume={cluster.name}-scratch:/scratch",
+            f"--volume={cluster.name}-small:/small",
             f"--volume={cluster.state}:/etc/testbed:ro",
             *(f"--volume={mount}" for mount in cluster.mounts),
             cluster.image,
@@ -236,7 +242,7 @@ def down(name: str) -> None:
     if found:
         docker("rm", "--force", "--volumes", *found)
     docker("network", "rm", name, check=False)
-    docker("volume", "rm", "--force", f"{name}-scratch", check=False)
+    docker("volume", "rm", "--force", f"{name}-scratch", f"{name}-small", check=False)
     shutil.rmtree(ROOT / "build" / "testbed" / name, ignore_errors=True)
 
 

@@ -37,6 +37,29 @@ def test_rows_wait_for_room_and_none_is_torn(tmp_path, disk, caplog):
     assert [row["step"] for row in csv.DictReader(path.open())] == ["1", "2", "3", "4"]
 
 
+def test_a_new_column_without_room_damages_no_row_before(tmp_path, disk):
+    log = CsvFile(tmp_path, name="metrics", flush_logs_every_n_steps=1)
+    path = tmp_path / "metrics/version_0/metrics.csv"
+    disk(0)
+    log.log_metrics({"train/loss": 1.0}, 1)
+    log.save()  # not even the header finds room
+    disk(None)
+    log.log_metrics({"train/loss": 2.0}, 2)
+    log.save()
+    before = path.read_bytes()
+    disk(len(before) + 1)
+    log.log_metrics({"val/loss": 3.0}, 3)
+    log.save()
+    assert path.read_bytes() == before
+    disk(None)
+    log.log_metrics({"train/loss": 4.0, "val/loss": 5.0}, 4)
+    log.save()
+    rows = [
+        (row["step"], row["train/loss"], row["val/loss"]) for row in csv.DictReader(path.open())
+    ]
+    assert rows == [("1", "1.0", ""), ("2", "2.0", ""), ("3", "", "3.0"), ("4", "4.0", "5.0")]
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_tensorboard_without_room_ends_nothing(tmp_path, disk, caplog):
     log = TensorBoardFile(tmp_path, name="tensorboard", version="")

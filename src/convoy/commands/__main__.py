@@ -68,6 +68,11 @@ COMMANDS = (
     ),
     ("verdict", "convoy.commands.verdict", "how a start of a run ended, and what follows"),
     (
+        "unpacked",
+        "convoy.commands.unpacked",
+        "what slurm/unpack.sh asks: where on a node's disk the image belongs",
+    ),
+    (
         "score-waiting",
         "convoy.commands.score_waiting",
         "what slurm/score_waiting.sh asks beside a training",

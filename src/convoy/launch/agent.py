@@ -13,7 +13,7 @@ from pathlib import Path
 
 from convoy.errors import ConvoyError, ExitCode
 from convoy.health.memory import read_memory
-from convoy.launch import verdict
+from convoy.launch import error_file, verdict
 from convoy.launch.signals import passed_on
 from convoy.run.layout import RunDirectory
 from convoy.topology import Launch
@@ -25,10 +25,12 @@ SILENCED = ("agent.server.api", "multiprocessing.api")
 
 @dataclass(frozen=True)
 class Failed:
-    """A start that failed, with the records of its ranks, the cause first."""
+    """A start that failed, with the records of its ranks, the cause first. Not `recorded`: the run
+    directory had no room for one."""
 
     failures: tuple[verdict.Failure, ...]
     run: RunDirectory
+    recorded: bool = True
 
     @property
     def exit_code(self) -> int:
@@ -86,7 +88,8 @@ def run_torchrun(
         now = read_memory()
         starved = now if (now.kills or 0) > (memory.kills or 0) else None
         died = [
-            verdict.died(rank, host, end.exitcode, starved.described if starved else None)
+            error_file.find(end.error_file_data.get("message"))
+            or verdict.died(rank, host, end.exitcode, starved.described if starved else None)
             for rank, end in error.failures.items()
             if end.exitcode != RESUMABLE
         ]
@@ -99,10 +102,14 @@ def run_torchrun(
             ) from error
     except SignalException as stopped:
         raise SystemExit(RESUMABLE) from stopped
+    recorded = True
     for failure in died:
-        with contextlib.suppress(OSError):  # a full disk may be what it failed of
+        try:
             verdict.write(run, launch.start, failure)
-    return Failed(tuple(verdict.read(run, launch.start) or died), run)
+        except OSError:  # a full disk may be what it failed of
+            recorded = False
+    failures = verdict.read(run, launch.start) if recorded else died
+    return Failed(tuple(failures or died), run, recorded)
 
 
 @contextlib.contextmanager

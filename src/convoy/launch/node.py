@@ -109,8 +109,8 @@ class Part:
             if launch.kind != "job" and launch.is_host:  # else `convoy verdict` does so
                 report.leave(run)
             return int(stopped.code or 0)
-        # A job's batch script reports for all nodes at its end.
-        if failed is not None and launch.kind != "job":
+        # A job's batch script reports for all nodes at its end, from their records.
+        if failed is not None and (launch.kind != "job" or not failed.recorded):
             print(failed.report(), file=sys.stderr, flush=True)
         return ExitCode.FINISHED if failed is None else failed.exit_code
 

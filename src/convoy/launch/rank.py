@@ -13,7 +13,7 @@ from typing import TextIO
 
 from convoy import config
 from convoy.errors import ConvoyError, ExitCode
-from convoy.launch import verdict
+from convoy.launch import error_file, verdict
 from convoy.launch.heap import keep_freed_memory
 from convoy.navsim import tree
 from convoy.run.layout import RunDirectory
@@ -108,8 +108,10 @@ def _record(
     failure = verdict.Failure(
         topology.rank, topology.host, time.time(), exit_code, message, fixable
     )
-    with contextlib.suppress(OSError):  # a full disk may be what it failed of
+    try:
         verdict.write(run, topology.start, failure)
+    except OSError:  # a full disk may be what it failed of
+        error_file.leave(failure)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import signal
 import time
 from dataclasses import asdict, dataclass
 
+from convoy.run.atomic import write_text
 from convoy.run.layout import RunDirectory
 
 # What a rank says that died of another one's death. Its record counts only where no other kind is
@@ -40,8 +41,7 @@ def write(run: RunDirectory, start: str, failure: Failure) -> None:
     """Leave the record, unless this rank has left one. Raises OSError (a full disk)."""
     path = run.failure(start, failure.rank)
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(failure)) + "\n")
+        write_text(path, json.dumps(asdict(failure)) + "\n", durable=False)
 
 
 def read(run: RunDirectory, start: str) -> list[Failure]:

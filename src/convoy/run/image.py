@@ -39,21 +39,7 @@ def entries(root: Path) -> Iterator[tuple[str, str, str]]:
     Owners and times are left out: an unprivileged build drops the first, and the second are no
     content. What is mounted below `root` is left out too. PermissionError for what cannot be read.
     """
-    mounts = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
-    folders = [""]
-    found = []
-    while folders:
-        folder = folders.pop()
-        with os.scandir(root / folder) as listing:
-            for entry in listing:
-                path = f"{folder}/{entry.name}" if folder else entry.name
-                if path in NOT_CONTENT or str(root / path) in mounts:
-                    continue
-                status = entry.stat(follow_symlinks=False)
-                found.append((path, status))
-                if stat.S_ISDIR(status.st_mode):
-                    folders.append(path)
-    found.sort()
+    found = sorted(_walk(root))
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         large = {
             path: pool.submit(_file_digest, root / path)
@@ -68,6 +54,28 @@ def entries(root: Path) -> Iterator[tuple[str, str, str]]:
             else:
                 content = os.readlink(root / path) if stat.S_ISLNK(status.st_mode) else ""
             yield path, f"{status.st_mode:o}", content
+
+
+def content_bytes(root: Path) -> int:
+    """How much room all that is below `root` takes on a disk with blocks of 4 KiB."""
+    return sum(-(-status.st_size // 4096) * 4096 + 4096 for _, status in _walk(root))
+
+
+def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """(path below `root`, status) of what belongs to an image, in any order."""
+    mounts = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        with os.scandir(root / folder) as listing:
+            for entry in listing:
+                path = f"{folder}/{entry.name}" if folder else entry.name
+                if path in NOT_CONTENT or str(root / path) in mounts:
+                    continue
+                status = entry.stat(follow_symlinks=False)
+                yield path, status
+                if stat.S_ISDIR(status.st_mode):
+                    folders.append(path)
 
 
 def content_digest(root: Path) -> str:

@@ -1,6 +1,8 @@
 """Metrics' files that survive a full disk: what cannot be written is reported once, the training
 goes on, and nothing that was written before is damaged."""
 
+import csv
+import io
 import logging
 import os
 from pathlib import Path
@@ -9,26 +11,60 @@ from typing import Any
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.loggers.logger import DummyExperiment
 
+from convoy.run.atomic import write_text
+
 logger = logging.getLogger("convoy")
 
 
 class CsvFile(CSVLogger):
-    """Rows that found no room stay in memory, and come with the next ones."""
+    """Rows that found no room stay in memory, and come with the next ones.
+
+    Lightning empties the file to write it with a new column, and takes a file that it could only
+    create for one that has its header: here the file is replaced as a whole, or appended to.
+    """
 
     _reported = False
 
     def save(self) -> None:
-        if isinstance(self.experiment, DummyExperiment):
-            return  # another rank than 0
-        path = Path(self.experiment.metrics_file_path)
-        before = path.stat().st_size if path.exists() else 0
+        table = self.experiment
+        if isinstance(table, DummyExperiment) or not table.metrics:
+            return  # another rank than 0, or nothing new
+        path = Path(table.metrics_file_path)
+        columns = sorted({*table.metrics_keys, *(key for row in table.metrics for key in row)})
+        size = path.stat().st_size if path.exists() else 0
         try:
-            super().save()
-            self._reported = False
+            if size and columns == table.metrics_keys:
+                _append(path, size, columns, table.metrics)
+            else:
+                _replace(path, columns, table.metrics)
         except OSError as error:
-            if path.exists():
-                os.truncate(path, before)  # no half row
             self._reported = _report(self._reported, path, error)
+        else:
+            table.metrics, table.metrics_keys, self._reported = [], columns, False
+
+
+def _append(path: Path, size: int, columns: list[str], rows: list[dict[str, Any]]) -> None:
+    """Raises OSError, and leaves no half row."""
+    try:
+        with path.open("a", newline="") as file:
+            csv.DictWriter(file, columns).writerows(rows)
+    except OSError:
+        os.truncate(path, size)
+        raise
+
+
+def _replace(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
+    """The same rows and these, under a header of all `columns`. Raises OSError, and leaves `path`
+    as it was."""
+    before: list[dict[str, Any]] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            before = list(csv.DictReader(file))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows([*before, *rows])
+    write_text(path, text.getvalue(), durable=False)
 
 
 class TensorBoardFile(TensorBoardLogger):

@@ -1,0 +1,153 @@
+"""Faults for trainings on the testbed, each at a moment of its own; standard library only.
+
+A fault gets a training that takes steps. It may wait, and mends what a person with a cluster would
+mend (a node is switched on again), but never helps the training.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import time
+from collections.abc import Callable
+
+from watched import Failed, Training
+
+Fault = Callable[[Training, random.Random], None]
+RANK, LAUNCHER = "convoy.launch.rank", "convoy train --agreement"
+SMALL = "/small"  # a small file system that all hosts of the testbed share
+FULL = f"{SMALL}/full"
+
+
+def _kill(pattern: str, signal: str) -> Fault:
+    def fault(training: Training, chance: random.Random) -> None:
+        found = training.testbed.processes(pattern, training.hosts)
+        if not found:
+            raise Failed(f"no process {pattern!r} on {training.hosts}")
+        training.testbed.kill(signal, *chance.choice(found))
+
+    return fault
+
+
+def _signal_batch(name: str) -> Fault:
+    def fault(training: Training, chance: random.Random) -> None:
+        training.testbed.run("scancel", "--batch", f"--signal={name}", training.job)
+
+    return fault
+
+
+def _two_stops(training: Training, chance: random.Random) -> None:
+    _signal_batch("USR1")(training, chance)
+    time.sleep(chance.uniform(0.2, 3))
+    _signal_batch("TERM")(training, chance)
+
+
+def _resubmit(training: Training, chance: random.Random) -> None:
+    training.testbed.run("scancel", training.job)
+    training.job = training.submit_again()
+
+
+def _submit_twice(training: Training, chance: random.Random) -> None:
+    """The second one has to be refused, and to leave the first one alone."""
+    testbed = training.testbed
+    second = training.submit_again()
+    training.wait(lambda: not testbed.state(second), "the second job did not end")
+    said = testbed.run("cat", f"/scratch/chaos-{second}.log")
+    if " is in use by " not in said:
+        raise Failed(f"the second job was not refused: {said[-500:]}")
+
+
+def _truncate(training: Training, chance: random.Random) -> None:
+    """The newest checkpoint loses its second half, and a rank dies before there is another."""
+    newest = 'file=$(ls "$1"/checkpoints/step-*.ckpt | tail -n 1)'
+    cut = f'{newest}; truncate --size=$(($(stat --format=%s "$file") / 2)) "$file"'
+    _kill(RANK, "KILL")(training, chance)
+    training.testbed.run("bash", "-c", cut, "bash", training.run_dir)
+
+
+def _requeue(training: Training, chance: random.Random) -> None:
+    """As an administrator does: SLURM ends the job and requeues it by itself."""
+    training.testbed.run("scontrol", "requeue", training.job)
+
+
+def _preempt(training: Training, chance: random.Random) -> None:
+    """A job of a partition with a higher priority takes the training's nodes, at once or after a
+    time of grace."""
+    testbed, hosts = training.testbed, ",".join(training.hosts)
+    urgent = "PartitionName=urgent Nodes=ALL PriorityTier=10 PreemptMode=OFF"
+    grace = ("PartitionName=l40s_public", f"GraceTime={chance.choice((0, 20))}")
+    testbed.run("scontrol", "create", *urgent.split(), root=True)
+    testbed.run("scontrol", "update", *grace, root=True)
+    job = testbed.sbatch(
+        "--partition=urgent", "--exclusive", f"--nodelist={hosts}", "--wrap=sleep 3"
+    )
+    training.wait(lambda: not testbed.state(job), "the urgent job did not get its nodes")
+
+
+def _container(training: Training, host: str) -> None:
+    container = training.testbed.container(host)
+    before = training.starts
+    subprocess.run(["docker", "kill", container], check=True, capture_output=True)
+    # Switched on again once the job has moved on, or has ended its start.
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and training.starts == before:
+        if not training.testbed.state(training.job).startswith("RUNNING"):
+            break
+        time.sleep(1)
+    subprocess.run(["docker", "start", container], check=True, capture_output=True)
+
+
+def _lose_node(training: Training, chance: random.Random) -> None:
+    _container(training, training.hosts[-1])
+
+
+def _lose_rendezvous(training: Training, chance: random.Random) -> None:
+    _container(training, training.hosts[0])
+
+
+def _cut_network(training: Training, chance: random.Random) -> None:
+    """A node without its network for a while, short or long; its processes run on."""
+    container = training.testbed.container(chance.choice(training.hosts))
+    link = ["docker", "exec", "--privileged", "--user=root", container, "ip", "link", "set", "eth0"]
+    subprocess.run([*link, "down"], check=True, capture_output=True)
+    time.sleep(chance.choice((3, 40)))
+    subprocess.run([*link, "up"], check=True, capture_output=True)
+
+
+def _slow_node(training: Training, chance: random.Random) -> None:
+    """A tenth of a CPU for one node, for a while."""
+    container = training.testbed.container(chance.choice(training.hosts))
+    limit = ["docker", "update", "--cpu-period=100000"]
+    subprocess.run([*limit, "--cpu-quota=10000", container], check=True, capture_output=True)
+    time.sleep(chance.uniform(5, 15))
+    subprocess.run([*limit, "--cpu-quota=-1", container], check=True, capture_output=True)
+
+
+def _fill_disk(training: Training, chance: random.Random) -> None:
+    """No room for some checkpoints, and a rank dies meanwhile; then there is room again."""
+    testbed = training.testbed
+    testbed.run("dd", "if=/dev/zero", f"of={FULL}", "bs=64K", root=True)
+    time.sleep(chance.uniform(4, 8))
+    testbed.run("rm", FULL, root=True)
+
+
+FAULTS: dict[str, Fault] = {
+    "rank SIGKILL": _kill(RANK, "KILL"),
+    "rank SIGSTOP": _kill(RANK, "STOP"),
+    "agent SIGKILL": _kill(LAUNCHER, "KILL"),
+    "time limit": _signal_batch("USR1"),
+    "SIGTERM with grace": _signal_batch("TERM"),
+    "two stops": _two_stops,
+    "preempted": _preempt,
+    "requeued by SLURM": _requeue,
+    "scancel and resubmit": _resubmit,
+    "submitted twice": _submit_twice,
+    "newest checkpoint cut": _truncate,
+    "disk full": _fill_disk,
+    "slow node": _slow_node,
+    "network cut": _cut_network,
+    "node killed": _lose_node,
+    "rendezvous node killed": _lose_rendezvous,
+}
+SLOW = {"submitted twice": 0.6}  # seconds of a step: the second one waits half a minute
+FOLDERS = {"disk full": SMALL}  # of the run; the others: /scratch/chaos
