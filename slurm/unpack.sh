@@ -9,11 +9,12 @@ inside() {  # IMAGE ARGUMENT…: convoy in the image, with nothing of the host b
 }
 
 folder=''
-fail() {
+conclude() {
+    if (($? == 0)); then return; fi
     if [[ $folder ]]; then rm -rf "$folder.partial"; fi
     echo "launch: the image stays mounted on $(hostname)" >&2
 }
-trap fail ERR
+trap conclude EXIT
 
 mkdir -p "$CONVOY_UNPACK"
 name=$(inside "$CONVOY_IMAGE" unpacked /mnt --shown="$CONVOY_UNPACK")

@@ -124,7 +124,7 @@ def _slow_node(training: Training, chance: random.Random) -> None:
 
 
 def _fill_disk(training: Training, chance: random.Random) -> None:
-    """No room for some checkpoints, and a rank dies meanwhile; then there is room again."""
+    """No room for some checkpoints, then there is room again."""
     testbed = training.testbed
     testbed.run("dd", "if=/dev/zero", f"of={FULL}", "bs=64K", root=True)
     time.sleep(chance.uniform(4, 8))
