@@ -56,6 +56,7 @@ def score(navsim_tree, raw_data, metric_cache, monkeypatch, tmp_path, capsys):
         navsim.common.dataclasses, "NUPLAN_MAPS_ROOT", raw_data.environment["NUPLAN_MAPS_ROOT"]
     )
     torch_threads = torch.get_num_threads()
+    torch.set_num_threads(2)  # of which the scores must not depend
 
     def run(*words, out=tmp_path / "scores", cache=metric_cache):
         where = ["--split", "mini", "--out", str(out), f"metric_cache_path={cache}"]

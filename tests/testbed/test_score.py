@@ -157,6 +157,8 @@ def test_a_killed_node_loses_nothing_that_was_finished(testbed, raw):
         for node in testbed.nodes[:2]:
             testbed.run("pkill", "-KILL", "-u", "researcher", "python|convoy", host=node, root=True)
         testbed.run("scontrol", "requeue", job, root=True)
+        # SLURM lets a requeued job wait for two minutes.
+        testbed.run("scontrol", "update", f"jobid={job}", "starttime=now", root=True)
     finally:
         assert testbed.run(*give_back).code == 0
     done = testbed.wait(job, timeout=600)

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Device:
-    """Dense tensor-core TFLOP/s in bf16 (fp16 before Ampere), GB/s and GB of memory, and GB/s to
-    another GPU of the node by NVLink (bus bandwidth of an all-reduce, about 70 % of the link's
-    one-way figure) or over PCIe 4.0 x16: NVIDIA's data sheets."""
+    """Dense tensor-core TFLOP/s in bf16 (fp16 before Ampere), GB/s and GB of memory: NVIDIA's data
+    sheets. And GB/s to another GPU of the node over PCIe 4.0 x16, or by NVLink: the bus bandwidth
+    of an all-reduce, 208 as measured between two H100, others in proportion to their links.
+    """
 
     tflops: float
     bandwidth: float
@@ -24,11 +25,11 @@ class Device:
 
 # The SXM forms of cards that come in several: sites' names for GPUs do not tell them apart.
 DEVICES = {
-    "b200": Device(2250, 8000, 180, 600),
-    "h200": Device(989, 4800, 141, 300),
-    "gh200": Device(989, 4000, 96, 300),
-    "h100": Device(989, 3350, 80, 300),
-    "a100": Device(312, 2039, 80, 200),
+    "b200": Device(2250, 8000, 180, 416),
+    "h200": Device(989, 4800, 141, 208),
+    "gh200": Device(989, 4000, 96, 208),
+    "h100": Device(989, 3350, 80, 208),
+    "a100": Device(312, 2039, 80, 139),
     "l40s": Device(362, 864, 48),
     "l40": Device(181, 864, 48),
     "a40": Device(150, 696, 48),
@@ -65,7 +66,7 @@ class Cost:
 # and 1,291 samples/s at batch 64 and 128) and one H200 (1,317 and 1,444). EgoStatusMLP: its step
 # is the host's alone. The last is for agents that nobody has measured or counted.
 COSTS = {
-    "transfuser_agent": Cost(162.9, 0.71, 56.0, 9.3, 0.1, 0.16),
+    "transfuser_agent": Cost(162.9, 0.71, 56.0, 9.3, 0.1, 0.18),
     "ego_status_mlp_agent": Cost(0.004, 0.0001, 0.6, 3.7, 0.3, 0.001),
 }
 UNKNOWN = Cost(420.0, 1.8, 60.0, 10.0, 0.9)

@@ -68,6 +68,7 @@ def predict(
     directory = work.entrants[0].directory
     lacking = [unit for unit in units if not directory.trajectories_of(unit.name).exists()]
     threads = workers or pool.available()
+    torch.set_num_threads(threads)  # this process may have scored before, with one
     if inference.shards is not None and lacking:
         lacking = predict_from_shards(
             agent,

@@ -61,7 +61,6 @@ def start_worker() -> None:
     there, once a process."""
     os.environ.update(CUDA_VISIBLE_DEVICES="")
     make_importable()
-    one_thread()
 
 
 def score_unit(work: Work, unit: Unit) -> Done:
@@ -93,6 +92,9 @@ class _Engine:
     """What a process builds once for all of its units."""
 
     def __init__(self, work: Work) -> None:
+        # One thread, however many processes there are: another number rounds otherwise in the
+        # convolutions of an agent.
+        one_thread()
         self.work = work
         self._planners: dict[Path, Planner] = {}
         self._scorer = PdmScorer(work.config, work.reactive)
