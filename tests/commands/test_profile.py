@@ -28,6 +28,7 @@ def test_a_training_is_traced_in_a_run_of_its_own(
     code = main(["profile", "--warm=2", "--steps=2", "--json", *words])
     said = capfd.readouterr()
     assert code == 0, said.err
+    assert json.loads(said.out)["steps"] == 2
     figures = json.loads((root / "profile/profile.json").read_text())
     assert figures["steps"] == 2 and figures["host_parts"].keys() >= {"forward", "backward"}
     assert figures["verdict"] in (root / "profile/profile.html").read_text()

@@ -2,7 +2,10 @@
 
 import argparse
 import json
+import os
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import datetime
 from pathlib import Path
 
@@ -60,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
         f"profile.warm={args.warm}",
     ]
     args.agreement = args.nodes = args.node_rank = args.rendezvous = args.start = None
-    code = train.run(args)
+    with _said_on_stderr() if args.json else nullcontext():
+        code = train.run(args)
     if code != ExitCode.FINISHED:
         return code
     layout = RunDirectory(root)
@@ -71,6 +75,20 @@ def run(args: argparse.Namespace) -> int:
         )
     _show(args, trace.read(layout.trace), layout.trace.parent, root.name, layout.trace)
     return ExitCode.FINISHED
+
+
+@contextmanager
+def _said_on_stderr() -> Iterator[None]:
+    """What the ranks and this process print leaves standard output to the figures."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _run_dir(overrides: list[str]) -> Path:
