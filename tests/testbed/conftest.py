@@ -104,6 +104,43 @@ class Testbed:
         done = self.run("bash", "-c", f"scancel --user=researcher && {ended}")
         assert done.code == 0, done.out
 
+    @contextmanager
+    def killed(self, host: str) -> Iterator[float]:
+        """The node's container is killed: the kernel closes its connections."""
+        name = f"{self.name}-{host}"
+        with self._away(host, ["kill", name], ["start", name]) as when:
+            yield when
+
+    @contextmanager
+    def cut_off(self, host: str) -> Iterator[float]:
+        """The node has no network: nothing is closed, and nothing is heard."""
+        name = f"{self.name}-{host}"
+        back = ["network", "connect", f"--alias={host}", self.name, name]
+        with self._away(host, ["network", "disconnect", self.name, name], back) as when:
+            yield when
+
+    @contextmanager
+    def _away(self, host: str, out: list[str], back: list[str]) -> Iterator[float]:
+        """Yields the time at which the node went; it is idle again afterwards."""
+        when = time.time()
+        subprocess.run(["docker", *out], check=True, capture_output=True)
+        try:
+            yield when
+        finally:
+            self.run("scancel", "--user=researcher")
+            subprocess.run(["docker", *back], check=True, capture_output=True)
+            for state in ("down", "resume"):  # else SLURM asks it a minute later to end its steps
+                self.set_state(host, state)
+            deadline = time.monotonic() + 60
+            while "idle" not in self.run("sinfo", "-hN", "-o", "%t", "-n", host).out:
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+
+    def set_state(self, host: str, state: str) -> None:
+        """As an administrator does it."""
+        update = ["scontrol", "update", f"NodeName={host}", f"State={state}", "Reason=test"]
+        self.run(*update, root=True)
+
     def assert_nothing_left(self) -> None:
         deadline = time.monotonic() + 60
         while left := self.processes():

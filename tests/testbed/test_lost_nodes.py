@@ -1,9 +1,7 @@
 """Nodes that go away, or should not take part: real containers are killed under a real SLURM."""
 
 import json
-import subprocess
 import time
-from contextlib import contextmanager
 from datetime import datetime
 
 import pytest
@@ -84,44 +82,6 @@ class Watched:
         self.wait(text, lambda: text in self.log, patience)
 
 
-@contextmanager
-def killed(testbed, host: str):
-    """The node's container is killed: the kernel closes its connections."""
-    name = f"{testbed.name}-{host}"
-    with _away(testbed, host, ["kill", name], ["start", name]) as when:
-        yield when
-
-
-@contextmanager
-def cut_off(testbed, host: str):
-    """The node has no network: nothing is closed, and nothing is heard."""
-    name = f"{testbed.name}-{host}"
-    back = ["network", "connect", f"--alias={host}", testbed.name, name]
-    with _away(testbed, host, ["network", "disconnect", testbed.name, name], back) as when:
-        yield when
-
-
-@contextmanager
-def _away(testbed, host: str, out: list[str], back: list[str]):
-    """Yields the time at which the node went; it is idle again afterwards."""
-    when = time.time()
-    subprocess.run(["docker", *out], check=True, capture_output=True)
-    try:
-        yield when
-    finally:
-        testbed.run("scancel", "--user=researcher")
-        subprocess.run(["docker", *back], check=True, capture_output=True)
-        for state in ("down", "resume"):  # else SLURM asks it a minute later to end its steps
-            testbed.run(
-                *("scontrol", "update", f"NodeName={host}", f"State={state}", "Reason=test"),
-                root=True,
-            )
-        deadline = time.monotonic() + 60
-        while "idle" not in testbed.run("sinfo", "-hN", "-o", "%t", "-n", host).out:
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
-
-
 def test_the_others_continue_without_a_lost_node(testbed):
     run = Watched(
         testbed,
@@ -137,7 +97,7 @@ def test_the_others_continue_without_a_lost_node(testbed):
     (measured,) = run.events("all_reduce")
     assert (measured["ranks"], measured["nodes"], measured["backend"]) == (3, 3, "gloo")
     assert measured["gb_per_s"] > 0
-    with killed(testbed, "gl006") as when:
+    with testbed.killed("gl006") as when:
         run.wait_for_log("convoy: gl006 went away: SLURM cannot reach it any more.", 60)
         run.wait_for_log("launch: continuing on 2 nodes without gl006", 10)
         taken = run.wait("a step", lambda: [step for at, step in run.steps() if at > when + 15], 90)
@@ -161,7 +121,7 @@ def test_the_others_continue_without_a_lost_node(testbed):
         assert "global batch 24 = 2 ranks x 12 samples x 1" in run.log
         assert taken and run.facts["JobState"] == "RUNNING" and run.facts["Restarts"] == "0"
         # One more, and too few are left: the job is requeued without both.
-        with cut_off(testbed, "gl011") as when:
+        with testbed.cut_off("gl011") as when:
             run.wait_for_log("1 of the 2 that CONVOY_MIN_NODES asks for are left", 60)
             print(f"a cut noticed after {run.noticed('0.1') - when:.1f} s")
             assert run.noticed("0.1") - when < 12
@@ -173,7 +133,7 @@ def test_the_rendezvous_is_lost(testbed):
     """The batch script went with it: the first of the others requeues the job."""
     run = Watched(testbed, "--nodelist=gl001,gl006", TWO, *TRAINING)
     run.wait("a checkpoint", lambda: run.events("checkpoint"))
-    with killed(testbed, "gl001") as when:
+    with testbed.killed("gl001") as when:
         run.wait_for_log("convoy: gl001 went away: SLURM cannot reach it any more.", 60)
         run.wait_for_log("launch: requeueing the job, without gl001", 10)
         run.wait("requeueing", lambda: run.facts["Restarts"] == "1", 10)
