@@ -95,6 +95,8 @@ def _container(training: Training, host: str) -> None:
             break
         time.sleep(1)
     subprocess.run(["docker", "start", container], check=True, capture_output=True)
+    # It may have another address than before, and SLURM's daemons keep the old one.
+    training.testbed.run("scontrol", "reconfigure", root=True)
 
 
 def _lose_node(training: Training, chance: random.Random) -> None:

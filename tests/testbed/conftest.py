@@ -131,8 +131,11 @@ class Testbed:
             subprocess.run(["docker", *back], check=True, capture_output=True)
             for state in ("down", "resume"):  # else SLURM asks it a minute later to end its steps
                 self.set_state(host, state)
+            # It may have another address than before, and SLURM's daemons keep the old one.
+            self.run("scontrol", "reconfigure", root=True)
             deadline = time.monotonic() + 60
-            while "idle" not in self.run("sinfo", "-hN", "-o", "%t", "-n", host).out:
+            # A star behind the state says that the node does not answer.
+            while set(self.run("sinfo", "-hN", "-o", "%T", "-n", host).out.split()) != {"idle"}:
                 assert time.monotonic() < deadline
                 time.sleep(0.5)
 
