@@ -384,3 +384,11 @@ def test_a_damaged_shard_is_named_when_it_shall_be_held(tmp_path, held, threads)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ConvoyError, match=r"log-a-000.* cannot be read: it ends at byte"):
         list(loader(open_split(root), threads=threads))
+
+
+def test_shards_that_are_left_out_are_not_read(tmp_path, held):
+    root = write(tmp_path, {"log-b": 9, "log-a": 13})
+    shard_path(root, "log-a-000").unlink()
+    split = open_split(root)
+    kept = split.without(damaged_shards(split))
+    assert sum(batch.size for batch in loader(kept)) == 9
