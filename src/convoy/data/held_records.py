@@ -53,11 +53,7 @@ class HeldRecords:
             target = memoryview(records[self._first[number] : self._first[number + 1]]).cast("B")  # type: ignore[arg-type]
             self._reader.read(split.root, split.shards[number], [target], RECORDS_AT)
 
-        every = np.unique(
-            split.shard_of
-        ).tolist()  # damaged shards that are left out have no sample
-        for _ in (
-            self._reader.executor.map(fill, every) if self._reader.executor else map(fill, every)
-        ):
-            pass
+        used = np.unique(split.shard_of).tolist()  # not damaged ones that are left out
+        executor = self._reader.executor
+        list(executor.map(fill, used) if executor else map(fill, used))
         return records
