@@ -12,7 +12,7 @@ from typing import Any
 
 from convoy import config
 from convoy.errors import ConvoyError, ExitCode
-from convoy.launch import nccl, network, vitals
+from convoy.launch import nccl, network, verdict, vitals
 from convoy.launch.agent import load_torchrun, run_torchrun
 from convoy.launch.interface import choose_interface
 from convoy.launch.peers import LostNode, Peers, in_touch, is_failure
@@ -134,8 +134,15 @@ class Part:
         self._end()
 
     def _ended(self, host: str, code: int) -> None:
-        if is_failure(code):  # ranks here may wait for those there until their timeout
-            threading.Timer(GRACE, self._end).start()
+        timer = threading.Timer(GRACE, self._end_after, (code,))
+        timer.daemon = True  # this node's part may be over before
+        timer.start()
+
+    def _end_after(self, code: int) -> None:
+        """Ranks here may wait for failed ones on another node until their timeout, or stand still
+        themselves: then a watchdog there has left a record."""
+        if is_failure(code) or verdict.read(self._run, self._launch.start):
+            self._end()
 
     def _end(self) -> None:
         self._say(exit_code=int(ExitCode.RESUMABLE))
