@@ -8,6 +8,7 @@ from convoy.commands.__main__ import main
 from convoy.launch import verdict
 from convoy.run import events, node_state
 from convoy.run.layout import RunDirectory
+from convoy.run.lock import RunLock, newest
 from convoy.topology import Agreement
 
 RUNNING = "JobState=RUNNING Requeue=1 BatchFlag=1 ExcNodeList=(null)"
@@ -18,7 +19,7 @@ def ended(tmp_path, capsys):
     """A start on two nodes; ask for its verdict."""
     run = RunDirectory(tmp_path)
     run.logs.mkdir()
-    entry = {"start": "7-0", "software": {}, "nodes": ["gl001", "gl006"]}
+    entry = {"start": "7-0", "job": "7", "software": {}, "nodes": ["gl001", "gl006"]}
     run.launches.write_text(json.dumps(entry) + "\n")
     for host in ("gl001", "gl006"):
         node_state.begin(run, "7-0", host)
@@ -52,6 +53,21 @@ def test_a_lost_node_is_named_not_the_rank_that_noticed(ended):
 def test_every_end_leaves_a_report(ended):
     ended("--status=75", "--asked=USR1")
     assert "<html" in ended.run.report.read_text()
+
+
+@pytest.mark.parametrize(("job", "gone", "waits"), [("7", "", 0), ("8", "", 1), ("7", "gl006", 1)])
+def test_the_next_start_need_not_wait_for_an_owner_whose_step_has_ended(ended, job, gone, waits):
+    """Not so for the owner of another job, and where a node may live on that nobody reaches."""
+    owned = RunLock(ended.run, job)
+    owned.acquire()
+    number, _ = newest(ended.run)
+    elsewhere = json.loads(ended.run.owner(number).read_text()) | {"place": "x", "host": "gl001"}
+    owned._ended.set()  # killed, on another machine than the next start's
+    ended.run.owner(number).write_text(json.dumps(elsewhere))
+    if gone:
+        node_state.lose(ended.run, "7-0", gone)
+    ended("--status=1", "--answering=gl001\ngl006")
+    assert newest(ended.run)[1].is_over is not bool(waits)
 
 
 def elastic(ended, monkeypatch, overrides, nodes=("gl001", "gl006", "gl011"), config="32"):
