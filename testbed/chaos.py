@@ -18,9 +18,10 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import marathon
 import results
@@ -33,40 +34,35 @@ NAME = "convoy-chaos"
 SHORT = ("rank SIGKILL", "time limit", "disk full", "newest checkpoint cut")
 ALL = (*FAULTS, FEWER_NODES)
 NODES = 6  # a training takes two, and avoids those that it lost
+UNPACKED = {"CONVOY_UNPACK": f"{ROOT}/build/unpacked"}  # all nodes of a testbed see that folder
 AT_MOST = len(FAULTS)  # faults of one training
 
 
 @dataclass
 class Chaos:
-    """Rounds of faults, and their results as they come."""
+    """Rounds of faults, and their results as they come. Every other training runs from an image
+    that is unpacked on the nodes; `keep` is the file for the results, `about` what it says of each.
+    """
 
-    steps: int
     seed: int
     rounds: list[list[str]]  # faults of one training each
     keep: Path | None = None
-    about: dict[str, object] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
     results: list[Result] = field(default_factory=list)
     problem: str | None = None
 
     def __post_init__(self) -> None:
+        self._steps = marathon.STEPS_PER_FAULT * max(len(faults) for faults in self.rounds)
         self._lock = threading.Lock()
-        self._references: dict[tuple[str, ...], Reference] = {}
-        self._number = 0
+        self._references: dict[Sequence[str], Reference] = {}
+        self._trainings = 0
 
     def work(self, testbed: Testbed, until: float) -> None:
         """Take rounds until there are none left, or the time is over."""
         try:
             while time.monotonic() < until and (faults := self._next()):
-                self._number += 1
-                seed = f"{self.seed}-{self._number}"
-                if faults == [FEWER_NODES]:
-                    reference = self._reference(testbed, marathon.TOLERANT_STEPS, marathon.TOLERANT)
-                    marathon.on_fewer_nodes(testbed, reference, seed, self._report)
-                    continue
-                left = faults
-                while left:
-                    reference = self._reference(testbed, self.steps)
-                    left = marathon.run(testbed, left, reference, seed, self._report)
+                while faults:
+                    faults = self._train(testbed, faults)
         except Failed as error:
             self.problem = f"an undisturbed training, or the begin of one: {error}"
 
@@ -74,19 +70,36 @@ class Chaos:
         with self._lock:
             return self.rounds.pop(0) if self.rounds and self.problem is None else None
 
+    def _train(self, testbed: Testbed, faults: list[str]) -> list[str]:
+        """The faults that are left."""
+        with self._lock:
+            self._trainings += 1
+            seed = f"{self.seed}-{self._trainings}"
+            unpacked = self._trainings % 2 == 0
+        if unpacked:
+            testbed = replace(testbed, environment=testbed.environment | UNPACKED)
+
+        def report(result: Result) -> None:
+            self._keep(result, unpacked)
+
+        if faults == [FEWER_NODES]:
+            reference = self._reference(testbed, marathon.TOLERANT_STEPS, marathon.TOLERANT)
+            marathon.on_fewer_nodes(testbed, reference, seed, report)
+            return []
+        return marathon.run(testbed, faults, self._reference(testbed, self._steps), seed, report)
+
     def _reference(self, testbed: Testbed, steps: int, overrides: Sequence[str] = ()) -> Reference:
         with self._lock:  # nobody can go on without it
-            key = (str(steps), *overrides)
-            if key not in self._references:
-                self._references[key] = marathon.undisturbed(testbed, steps, overrides)
-            return self._references[key]
+            if overrides not in self._references:
+                self._references[overrides] = marathon.undisturbed(testbed, steps, overrides)
+            return self._references[overrides]
 
-    def _report(self, result: Result) -> None:
+    def _keep(self, result: Result, unpacked: bool) -> None:
         with self._lock:
             self.results.append(result)
             print(f"{datetime.now():%H:%M:%S} {result}", flush=True)
             if self.keep is not None:
-                results.add(self.keep, result, self.about)
+                results.add(self.keep, result, self.about | {"unpacked": unpacked})
 
 
 def dealt(faults: Sequence[str], rounds: int, seed: int) -> list[list[str]]:
@@ -142,10 +155,8 @@ def main() -> int:
     print(f"seed {args.seed}", flush=True)
     environment = dict(pair.split("=", 1) for pair in args.env)
     rounds = dealt(args.faults or ALL, args.rounds, args.seed)
-    steps = marathon.STEPS_PER_FAULT * max(len(faults) for faults in rounds)
-    chaos = Chaos(
-        steps, args.seed, rounds, args.json, results.circumstances(args.seed, environment)
-    )
+    about = results.circumstances(args.seed, environment)
+    chaos = Chaos(args.seed, rounds, args.json, about)
     until = time.monotonic() + (float("inf") if args.minutes is None else args.minutes * 60)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with clusters(args.name, min(args.clusters, len(rounds))) as names:

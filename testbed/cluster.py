@@ -162,6 +162,7 @@ def up(cluster: Cluster, base: str, target: str = "cluster") -> None:
             f"--network={cluster.name}",
             f"--network-alias={host}",
             *APPTAINER,
+            "--cap-add=NET_ADMIN",  # a test may take a node's network away
             "--shm-size=4g",
             "--ulimit=core=0",  # a killed process leaves no core file in the checkout
             f"--env=TESTBED_UID={uid or 1000}",

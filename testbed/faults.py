@@ -7,7 +7,6 @@ mend (a node is switched on again), but never helps the training.
 from __future__ import annotations
 
 import random
-import subprocess
 import time
 from collections.abc import Callable
 
@@ -103,20 +102,20 @@ def _lose(index: int) -> Fault:
 
 def _cut_network(training: Training, chance: random.Random) -> None:
     """A node without its network for a while, short or long; its processes run on."""
-    container = training.testbed.container(chance.choice(training.hosts))
-    link = ["docker", "exec", "--privileged", "--user=root", container, "ip", "link", "set", "eth0"]
-    subprocess.run([*link, "down"], check=True, capture_output=True)
+    link = ("ip", "link", "set", "eth0")
+    host = chance.choice(training.hosts)
+    training.testbed.run(*link, "down", host=host, root=True)
     time.sleep(chance.choice((3, 40)))
-    subprocess.run([*link, "up"], check=True, capture_output=True)
+    training.testbed.run(*link, "up", host=host, root=True)
 
 
 def _slow_node(training: Training, chance: random.Random) -> None:
     """A tenth of a CPU for one node, for a while."""
-    container = training.testbed.container(chance.choice(training.hosts))
-    limit = ["docker", "update", "--cpu-period=100000"]
-    subprocess.run([*limit, "--cpu-quota=10000", container], check=True, capture_output=True)
+    testbed = training.testbed
+    container = testbed.container(chance.choice(training.hosts))
+    testbed.docker("update", "--cpu-period=100000", "--cpu-quota=10000", container)
     time.sleep(chance.uniform(5, 15))
-    subprocess.run([*limit, "--cpu-quota=-1", container], check=True, capture_output=True)
+    testbed.docker("update", "--cpu-period=100000", "--cpu-quota=-1", container)
 
 
 def _fill_disk(training: Training, chance: random.Random) -> None:

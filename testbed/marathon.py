@@ -1,5 +1,5 @@
-"""One training that suffers many faults, one after another at random moments, so each costs its
-recovery only; and one that goes on with fewer nodes. Standard library only."""
+"""One training that suffers many faults, one after another at random moments, so that a fault costs
+its recovery only; and one that goes on with fewer nodes. Standard library only."""
 
 from __future__ import annotations
 

@@ -101,16 +101,22 @@ class Testbed:
 
     def switch_off(self, host: str) -> None:
         """The node is gone at once, as without power."""
-        subprocess.run(["docker", "kill", self.container(host)], check=True, capture_output=True)
+        self.docker("kill", self.container(host))
 
     def switch_on(self, host: str) -> None:
         """The node comes back, and SLURM takes it, as soon as it can."""
-        subprocess.run(["docker", "start", self.container(host)], check=True, capture_output=True)
+        self.docker("start", self.container(host))
         update = ("scontrol", "update", f"NodeName={host}", "Reason=chaos")
         for state in ("down", "resume"):  # else SLURM asks it a minute later to end its steps
             self.run(*update, f"State={state}", root=True)
         # It may have another address than before, and SLURM's daemons keep the old one.
         self.run("scontrol", "reconfigure", root=True)
+
+    def docker(self, *command: str) -> None:
+        """Raises Failed where Docker does not do it."""
+        done = subprocess.run(["docker", *command], text=True, capture_output=True)
+        if done.returncode:
+            raise Failed(f"docker {' '.join(command)}: {done.stderr.strip()}")
 
     def hosts(self) -> list[str]:
         """All compute nodes."""
@@ -257,14 +263,17 @@ class Training:
         A requeued job need not wait for the two minutes that SLURM gives it: its begin is moved,
         and nothing else is done by hand.
         """
-        deadline = time.monotonic() + patience
+        began = asked = time.monotonic()
         while not condition():
+            time.sleep(0.1)
+            if time.monotonic() - asked < 1:  # asking SLURM costs more than reading a file
+                continue
             state = self.testbed.state(self.job)
+            asked = time.monotonic()
             if state == "PENDING BeginTime":
                 self.testbed.run("scontrol", "update", f"JobId={self.job}", "StartTime=now")
-            if not (state or over or condition()) or time.monotonic() > deadline:
+            if not (state or over or condition()) or asked - began > patience:
                 raise Failed(self._said(f"{problem} ({state or 'the job is gone'})"))
-            time.sleep(0.2)
 
     def digest(self) -> str:
         """SHA-256 of the weights in the last checkpoint."""

@@ -48,8 +48,10 @@ def run(args: argparse.Namespace) -> int:
     answering = None if args.answering is None else args.answering.split()
     gone = node_state.lost(directory, agreement.start)
     ended = outcome(args.status, failures, hosts, states, answering, gone)
-    if not gone and ended.kind is not Kind.LOST:  # then each node's task has ended, with its ranks
-        lock.give_back(directory, started.get("job"), hosts)
+    over = hosts  # where nobody went, each node's task has ended, with its ranks
+    if gone or ended.kind is Kind.LOST:
+        over = [host for host, state in states.items() if state.exit_code is not None]
+    lock.give_back(directory, started.get("job"), over)
     past = events.read(directory)
     step = max((entry["step"] for entry in past if entry["kind"] == "checkpoint"), default=0)
     job = Job.from_text(args.job)
