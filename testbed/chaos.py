@@ -60,6 +60,7 @@ class Chaos:
     def work(self, testbed: Testbed, until: float) -> None:
         """Take rounds until there are none left, or the time is over."""
         try:
+            testbed.make_cache()
             while time.monotonic() < until and (faults := self._next()):
                 while faults:
                     faults = self._train(testbed, faults)
