@@ -25,8 +25,10 @@ conclude() {
     read -r action status excluded batch < <(sed -n 's/^convoy-verdict //p' <<< "$answer")
 }
 
-# The one place that requeues the job: without the nodes of the list, or `-`.
+# The one place that requeues the job: without the nodes of the list, or `-`. SLURM ends this script
+# with the job; the nodes to avoid come after the requeueing.
 requeue() {
+    trap '' TERM
     scontrol requeue "$job" || true  # a node's failure may have been SLURM's reason before
     if [[ $1 != - ]]; then scontrol update JobId="$job" ExcNodeList="$1"; fi
 }

@@ -1,6 +1,9 @@
 """`convoy verdict`: what a person reads, what the batch script does, and what the run records."""
 
 import json
+import os
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +14,7 @@ from convoy.run.layout import RunDirectory
 from convoy.run.lock import RunLock, newest
 from convoy.topology import Agreement
 
+ROOT = Path(__file__).parents[2]
 RUNNING = "JobState=RUNNING Requeue=1 BatchFlag=1 ExcNodeList=(null)"
 
 
@@ -148,3 +152,17 @@ def test_a_stop_before_the_time_limit_is_requeued(ended):
         "launch: requeueing the job",
     ]
     assert main(["verdict", "--status=1", "not an agreement"]) == 1
+
+
+def test_the_nodes_to_avoid_are_named_although_slurm_ends_the_script(tmp_path):
+    """With the requeued job SLURM sends SIGTERM to all of its processes, scontrol's too."""
+    (tmp_path / "scontrol").write_text(
+        "#!/usr/bin/env bash\n"
+        "if [[ $1 == requeue ]]; then (sleep 0.1; kill -TERM 0) & exit; fi\n"
+        f'sleep 0.3; echo "$@" >> {tmp_path}/said\n'
+    )
+    (tmp_path / "scontrol").chmod(0o755)
+    script = "root=. SLURM_JOB_ID=7; . slurm/verdict.sh; trap : TERM; requeue gl001"
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-c", script], cwd=ROOT, env=environment, start_new_session=True)
+    assert (tmp_path / "said").read_text() == "update JobId=7 ExcNodeList=gl001\n"
