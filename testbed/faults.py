@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Callable
 
-from watched import FOLDER, PACE, Failed, Training
+from watched import FOLDER, PACE, STEPS_PER_VALIDATION, Failed, Training
 
 Fault = Callable[[Training, random.Random], None]
 RANK, LAUNCHER = "convoy.launch.rank", "convoy train --agreement"
@@ -58,7 +58,9 @@ def _submit_twice(training: Training, chance: random.Random) -> None:
 
 
 def _truncate(training: Training, chance: random.Random) -> None:
-    """The newest checkpoint loses its second half, and a rank dies before there is another."""
+    """The newest checkpoint loses its second half, and a rank dies before there is another. There
+    has to be an earlier one."""
+    training.wait_for_step(2 * STEPS_PER_VALIDATION + 3)
     newest = 'file=$(ls "$1"/checkpoints/step-*.ckpt | tail -n 1)'
     cut = f'{newest}; truncate --size=$(($(stat --format=%s "$file") / 2)) "$file"'
     _kill(RANK, "KILL")(training, chance)
