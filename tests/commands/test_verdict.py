@@ -54,6 +54,17 @@ def test_a_lost_node_is_named_not_the_rank_that_noticed(ended):
     assert recorded[2]["step"] == 40
 
 
+def test_another_start_that_was_refused_meanwhile_is_not_meant(ended):
+    """A second job of the same run leaves its line, too: its nodes are none of this start's."""
+    second = {"start": "8-0", "job": "8", "software": {}, "nodes": ["gl011", "gl016"]}
+    with ended.run.launches.open("a") as file:
+        file.write(json.dumps(second) + "\n")
+    killed = verdict.Failure(0, "gl001", 1.0, -9, "it was killed by SIGKILL")
+    verdict.write(ended.run, "7-0", killed)
+    answer, said = ended("--status=1", "--answering=gl001\ngl006")
+    assert answer == ["again", "75", "-", "-"] and "gl011" not in said
+
+
 def test_every_end_leaves_a_report(ended):
     ended("--status=75", "--asked=USR1")
     assert "<html" in ended.run.report.read_text()
