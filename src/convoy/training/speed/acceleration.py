@@ -81,7 +81,13 @@ class Acceleration(pl.Callback):
                 self._agent.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             if recipe["compile"]:
                 self._compile(compile_cache)
+            stack.callback(self._release)
             yield
+
+    def _release(self) -> None:
+        """The graph holds the ranks' communicator, which could not be left while it does."""
+        if self._step is not None:
+            self._step.release()
 
     @property
     def steps_itself(self) -> bool:
