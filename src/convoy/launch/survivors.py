@@ -22,7 +22,7 @@ GRACE = 3.0  # seconds that a rank has to end by itself
 WRITING = 10.0  # seconds that it has in all while it is writing a file
 
 
-def end(ranks: Iterable[int], grace: float = GRACE, writing: float = WRITING) -> set[int]:
+def end(ranks: Iterable[int], grace: float, writing: float) -> set[int]:
     """Wait until these processes have ended, `grace` seconds at most, or `writing` for one that has
     a half-written file. The rest are killed, with the processes of their groups; returns them."""
     began = time.monotonic()
@@ -69,7 +69,7 @@ def ended_soon(
             left = {
                 process.pid: rank for rank, process in processes.items() if process.poll() is None
             }
-            killed.update(left[pid] for pid in end(left))
+            killed.update(left[pid] for pid in end(left, GRACE, WRITING))
             for process in processes.values():  # what the dead had started, their loaders
                 with contextlib.suppress(OSError):
                     os.killpg(process.pid, signal.SIGKILL)
