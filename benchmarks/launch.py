@@ -126,7 +126,9 @@ def torchrun(processes: int, arguments: list[str]) -> str:
         "--standalone",
         "--local-addr=127.0.0.1",
     ]
-    environment = {"OMP_NUM_THREADS": "1"} | dict(os.environ) | {"PYTHONPATH": str(BENCHMARKS)}
+    paths = [str(BENCHMARKS), os.environ.get("PYTHONPATH", "")]
+    environment = {"OMP_NUM_THREADS": "1"} | dict(os.environ)
+    environment["PYTHONPATH"] = ":".join(filter(None, paths))
     done = subprocess.run(
         [*launcher, f"--nproc-per-node={processes}", *arguments],
         env=environment,

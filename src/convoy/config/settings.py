@@ -35,6 +35,7 @@ SPEED_SWITCHES: dict[str, str | None] = {
     "fused_optimizer": "default",
     "operators": "default",
     "matching": "default",
+    "attention": "default",
     "prefetch": "default",
     "ddp": "default",
     "compile": "max",

@@ -12,7 +12,7 @@ from convoy.config import compose
 from convoy.navsim import tree
 from convoy.navsim.agents import build_agent
 from convoy.navsim.importing import make_importable
-from convoy.training.speed import assignment, matching, operators
+from convoy.training.speed import assignment, attention, matching, operators
 from convoy.training.speed.whole_step import WholeStep
 
 KINDS = ["random", "no labels", "all labels", "equal costs", "bfloat16", "latent"]
@@ -170,7 +170,7 @@ def test_replaced_operators_leave_transfusers_predictions_and_gradients_as_they_
     features, _ = batch_of(0)
     their_predictions = theirs.forward(features)
     _smooth(their_predictions).backward()
-    with operators.replaced():
+    with operators.replaced(channels_last=True), attention.replaced(attention.find(fast)):
         predictions = fast.forward(features)
     _smooth(predictions).backward()
     for name, value in predictions.items():
@@ -182,6 +182,42 @@ def test_replaced_operators_leave_transfusers_predictions_and_gradients_as_they_
     ]
     assert len(pairs) > 200
     assert _distance([one for one, _ in pairs], [other for _, other in pairs]) < 1e-4
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_attention_has_navsims_values_and_gradients(transfuser, precision):
+    (attending,) = attention.find(transfuser)
+    torch.manual_seed(0)
+    layer = attending(64, 4, attn_pdrop=0.0, resid_pdrop=0.0).to(device(), precision)
+    tokens = torch.randn(3, 20, 64, device=device(), dtype=precision)
+
+    def outcome() -> list[Tensor]:
+        leaf = tokens.clone().requires_grad_()
+        layer.zero_grad()
+        result = layer(leaf)
+        _smooth({"": result}).backward()
+        assert leaf.grad is not None
+        return [result.detach(), leaf.grad, *(entry.grad.clone() for entry in layer.parameters())]
+
+    theirs = outcome()
+    with attention.replaced([attending]):
+        assert layer.forward.__func__ is attention.attend
+        ours = outcome()
+    assert layer.forward.__func__ is not attention.attend
+    assert _distance(ours, theirs) < (1e-6 if precision == torch.float32 else 2e-2)
+
+
+def test_attention_drops_in_training_alone_and_with_its_own_probability(transfuser):
+    (attending,) = attention.find(transfuser)
+    layer = attending(64, 4, attn_pdrop=0.5, resid_pdrop=0.0).to(device())
+    tokens = torch.randn(3, 200, 64, device=device())
+    with attention.replaced([attending]), torch.no_grad():
+        drawn = torch.stack([layer(tokens) for _ in range(100)])
+        layer.eval()
+        assert torch.equal(layer(tokens), layer(tokens))
+        # Dropout is right on average.
+        assert _distance([drawn.mean(0)], [layer(tokens)]) < 0.1
+        assert not torch.equal(drawn[0], drawn[1])
 
 
 def _smooth(predictions: dict[str, Tensor]) -> Tensor:

@@ -130,3 +130,158 @@ def test_a_compiler_may_trace_them_before_and_after_they_ran():
         again = resize(image)
     torch.testing.assert_close(result, expected)
     torch.testing.assert_close(again, expected)
+
+
+MAPS = [{}, {"reduction": "sum"}, {"reduction": "none"}, {"ignore_index": 3}, {"weight": True}]
+
+
+@pytest.mark.parametrize("arguments", MAPS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_entropy_of_a_map_has_the_values_and_gradients_of_torch(arguments, dtype):
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(0, 5, (2, 6, 7), generator=generator)
+    logits = torch.randn(2, 5, 6, 7, generator=generator).to(dtype)
+    if "weight" in arguments:
+        arguments = arguments | {"weight": torch.rand(5, generator=generator, dtype=dtype)}
+
+    def entropy(logits: Tensor) -> Tensor:
+        return functional.cross_entropy(logits, target, **arguments).float()
+
+    theirs, their_gradient = _with_gradient(entropy, logits)
+    with operators.replaced():
+        ours, our_gradient = _with_gradient(entropy, logits)
+    close = (
+        {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-6}
+    )
+    torch.testing.assert_close(ours, theirs, **close)
+    torch.testing.assert_close(our_gradient, their_gradient, **close)
+
+
+def test_a_class_that_a_map_does_not_have_is_seen_in_the_loss():
+    logits, target = torch.randn(1, 3, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64)
+    target[0, 0, 1] = 3
+    with operators.replaced():
+        assert functional.cross_entropy(logits, target).isnan()
+        assert not functional.cross_entropy(logits, target, ignore_index=3).isnan()
+
+
+@pytest.mark.parametrize(
+    ("channels", "shape", "kernel", "padding"),
+    [
+        (3, (32, 64), 7, 3),  # ResNet's first layer
+        (1, (16, 16), 7, 3),  # the lidar's
+        (3, (16, 12), 3, 1),
+        (2, (8, 10), (5, 3), (2, 1)),
+        (4, (12, 12), (4, 6), (1, 2)),
+        (3, (10, 10), 7, 0),
+    ],
+)
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_first_convolution_has_the_values_and_gradients_of_torch(
+    channels, shape, kernel, padding, bias
+):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(channels, 8, kernel, stride=2, padding=padding, bias=bias).double()
+    image = torch.randn(2, channels, *shape, dtype=torch.float64)
+
+    def outcome() -> list[Tensor]:
+        layer.zero_grad()
+        result, gradient = _with_gradient(layer, image)
+        return [result, gradient, *[entry.grad.clone() for entry in layer.parameters()]]
+
+    theirs = outcome()
+    with operators.replaced(channels_last=True):
+        assert "Conv" in _graph_of(layer(image))
+        ours = outcome()
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(8, 4, 7, stride=2, padding=3),  # many channels
+        nn.Conv2d(3, 4, 7, padding=3),  # no stride
+        nn.Conv2d(3, 4, 3, stride=2, dilation=2),
+        nn.Conv2d(3, 4, 1, stride=2),
+        nn.Conv2d(3, 3, 3, stride=2, groups=3),
+        nn.Conv2d(3, 4, 3, padding="same"),
+    ],
+)
+def test_other_convolutions_are_torchs(layer):
+    image = torch.rand(2, layer.in_channels, 12, 12)
+    expected = layer(image)
+    with operators.replaced(channels_last=True):
+        assert torch.equal(layer(image), expected)
+
+
+def test_a_picture_of_odd_size_is_convolved_by_torch():
+    layer, image = nn.Conv2d(3, 4, 7, stride=2, padding=3), torch.rand(1, 3, 11, 13)
+    expected = layer(image)
+    with operators.replaced(channels_last=True):
+        assert torch.equal(layer(image), expected)
+
+
+def test_on_the_host_torch_takes_the_largest():
+    image = torch.rand(1, 4, 8, 8)
+    with operators.replaced():
+        assert "MaxPool2D" in _graph_of(nn.MaxPool2d(3, 2, 1)(image.requires_grad_()))
+
+
+@pytest.mark.parametrize("kind", ["random", "many equal ones", "not a number", "no numbers"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_max_pooling_has_the_values_and_gradients_of_torch(cuda, kind, dtype, layout, compiled):
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(3, 24, 10, 34, generator=generator)
+    if kind == "many equal ones":
+        image = image.relu()
+    elif kind == "not a number":
+        image[0, :, 3, 4] = float("nan")
+    elif kind == "no numbers":
+        image[1] = float("-inf")
+    image = image.to("cuda", dtype).to(memory_format=layout)
+    layer = nn.MaxPool2d(3, 2, 1)
+
+    def outcome(pool) -> tuple[Tensor, Tensor]:
+        leaf = image.clone().requires_grad_()
+        result = pool(leaf)
+        weights = torch.linspace(-1, 1, result.numel(), device="cuda").view(result.shape)
+        (result.nan_to_num(0, 0, 0) * weights).sum().backward()
+        assert leaf.grad is not None
+        return result.detach(), leaf.grad
+
+    theirs = outcome(layer)
+    with operators.replaced():
+        torch._dynamo.reset()
+        ours = outcome(torch.compile(layer, dynamic=False) if compiled else layer)
+    torch.testing.assert_close(ours[0], theirs[0], rtol=0, atol=0, equal_nan=True)
+    close = (
+        {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {"rtol": 1e-6, "atol": 1e-6}
+    )
+    torch.testing.assert_close(ours[1], theirs[1], **close)
+
+
+def test_with_the_operators_a_network_of_these_is_deterministic_on_a_gpu(cuda):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 16, 7, 2, 3),
+        nn.MaxPool2d(3, 2, 1),
+        nn.AdaptiveAvgPool2d((4, 4)),
+        nn.Upsample(size=(8, 8), mode="bilinear"),
+        nn.Conv2d(16, 5, 1),
+    ).cuda()
+    image = torch.rand(2, 3, 64, 64, device="cuda")
+    target = torch.randint(0, 5, (2, 8, 8), device="cuda")
+    torch.use_deterministic_algorithms(True)
+    try:
+        with operators.replaced(channels_last=True):
+            runs = []
+            for _ in range(2):
+                network.zero_grad()
+                functional.cross_entropy(network(image), target).backward()
+                runs.append([entry.grad.clone() for entry in network.parameters()])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))

@@ -37,10 +37,16 @@ def test_each_level_has_what_the_one_below_has():
     assert most == set(SPEED_SWITCHES) - {"ddp", "bf16_gradients"}
 
 
-def test_several_ranks_have_a_graph_where_it_is_asked_for():
-    assert on(choose(config(), 8)) == on(choose(config("default"), 8))
-    recipe = choose(config(speed_switches__graph=True), 8)
-    assert on(recipe) == set(SPEED_SWITCHES) - {"bf16_gradients"}
+def test_several_ranks_have_all_that_one_has():
+    assert on(choose(config(), 8)) == set(SPEED_SWITCHES) - {"bf16_gradients"}
+
+
+def test_deterministic_training_has_the_deterministic_operators_at_every_level():
+    recipe = choose(config("plain", trainer__params__deterministic=True), 1)
+    assert on(recipe) == {"operators"}
+    assert recipe.record()["switches"]["operators"]["reason"].endswith("deterministic is on")
+    asked = config("plain", trainer__params__deterministic=True, speed_switches__operators=False)
+    assert on(choose(asked, 1)) == set()
 
 
 def test_on_the_host_nothing_is_on_and_the_record_says_why():

@@ -17,7 +17,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from convoy.training.speed import assignment, matching, operators
+from convoy.training.speed import assignment, attention, matching, operators
 from convoy.training.speed.gradients import GradientMean
 from convoy.training.speed.optimizer import make_fused
 from convoy.training.speed.recipe import Recipe
@@ -54,6 +54,9 @@ class Acceleration(pl.Callback):
             recipe.turn_off("matching", "Triton is not installed")
         if changed:
             recipe.turn_off("graph", f"{changed[0]} may match on the host")
+        self._attention = attention.find(agent)
+        if not self._attention:
+            recipe.turn_off("attention", "the agent has no attention of TransFuser's")
         if wants_tokens:
             recipe.turn_off("graph", "the agent asks for the batch's tokens")
 
@@ -67,6 +70,8 @@ class Acceleration(pl.Callback):
                 stack.enter_context(operators.replaced(recipe["channels_last"]))
             if recipe["matching"]:
                 stack.enter_context(matching.replaced(self._matchers))
+            if recipe["attention"]:
+                stack.enter_context(attention.replaced(self._attention))
             if recipe["tf32"]:
                 torch.set_float32_matmul_precision("high")
                 torch.backends.cudnn.allow_tf32 = True

@@ -6,20 +6,17 @@ modules hold a function of these statements it is replaced by one of the same va
 that was changed is left alone, and said so.
 """
 
-import ast
-import hashlib
-import inspect
 import sys
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from convoy.training.speed import statements
 from convoy.training.speed.assignment import assign
 
 NAME = "_agent_loss"
@@ -56,21 +53,8 @@ def replaced(modules: list[ModuleType]) -> Iterator[None]:
 
 
 def fingerprint(module: ModuleType) -> str | None:
-    """Of the statements of the loss and its helpers, whatever their formatting; None without."""
-    sources = []
-    for name in (NAME, *HELPERS):
-        function = inspect.unwrap(getattr(module, name, None))  # type: ignore[arg-type]
-        if not isinstance(function, FunctionType):
-            return None
-        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
-        assert isinstance(tree, ast.FunctionDef)
-        if ast.get_docstring(tree) is not None:
-            tree.body = tree.body[1:]
-        tree.returns = None
-        for argument in tree.args.args:
-            argument.annotation = None
-        sources.append(ast.unparse(tree))
-    return hashlib.sha256("\n".join(sources).encode()).hexdigest()[:12]
+    """Of the statements of the loss and its helpers; None without."""
+    return statements.fingerprint(getattr(module, name, None) for name in (NAME, *HELPERS))
 
 
 def _loss_of(module: ModuleType) -> Any:

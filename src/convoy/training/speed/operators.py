@@ -1,8 +1,9 @@
-"""Replaces torch's resizing and pooling, wherever an agent calls them, by forms of the same values.
+"""Replaces operators of torch, wherever an agent calls them, by forms of the same values that are
+faster and deterministic: resizing, pooling, first convolutions, cross-entropy of maps.
 
-The functions are replaced in `torch.nn.functional`, where modules (`nn.Upsample`,
-`nn.AdaptiveAvgPool2d`) and agents' own code look them up, so nothing of an agent is edited and a
-fork gets them too. What the fast forms do not cover goes to torch's own function.
+The functions are replaced in `torch.nn.functional`, where modules (`nn.Upsample`, `nn.MaxPool2d`)
+and agents' own code look them up, so nothing of an agent is edited and a fork gets them too. What
+the fast forms do not cover goes to torch's own function.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,11 +14,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from convoy.training.speed import max_pool as pooling
+from convoy.training.speed import stem
+from convoy.training.speed.entropy import cross_entropy_of_map
 from convoy.training.speed.pool import adaptive_average
 from convoy.training.speed.resize import bilinear_weights, resize_bilinear
 
 _torch_interpolate: Callable[..., Tensor] = functional.interpolate
 _torch_adaptive_avg_pool2d: Callable[..., Tensor] = functional.adaptive_avg_pool2d
+_torch_max_pool2d: Callable[..., Any] = functional.max_pool2d
+_torch_conv2d: Callable[..., Tensor] = functional.conv2d
+_torch_cross_entropy: Callable[..., Tensor] = functional.cross_entropy
 
 
 _channels_last = False  # what is resized from small to large shall lie so
@@ -30,13 +37,17 @@ def replaced(channels_last: bool = False) -> Iterator[None]:
     `channels_last`: what is enlarged comes out so, whatever its source was.
     """
     global _channels_last
-    before = functional.interpolate, functional.adaptive_avg_pool2d, _channels_last
-    functional.interpolate, functional.adaptive_avg_pool2d = interpolate, adaptive_avg_pool2d
+    forms = {entry.__name__: entry for entry in FORMS}
+    before = {name: getattr(functional, name) for name in forms}, _channels_last
+    for name, form in forms.items():
+        setattr(functional, name, form)
     _channels_last = channels_last
     try:
         yield
     finally:
-        functional.interpolate, functional.adaptive_avg_pool2d, _channels_last = before
+        functions, _channels_last = before
+        for name, function in functions.items():
+            setattr(functional, name, function)
 
 
 def interpolate(
@@ -76,6 +87,66 @@ def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
     return adaptive_average(
         input, height if rows is None else rows, width if columns is None else columns
     )
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """`torch.nn.functional.max_pool2d`, on a GPU with a fast and deterministic backward pass for
+    3 x 3 windows with a stride of 2."""
+    if (
+        dilation in (1, (1, 1), [1, 1])
+        and not (ceil_mode or return_indices)
+        and pooling.suits(input, kernel_size, stride, padding)
+    ):
+        return pooling.max_pool(input)
+    return _torch_max_pool2d(
+        input, kernel_size, stride, padding, dilation, ceil_mode, return_indices
+    )
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """`torch.nn.functional.conv2d`; where channels come last, one of stride 2 from few channels
+    reads cells of 2 x 2 pixels."""
+    if _channels_last and groups == 1 and stem.suits(input, weight, stride, padding, dilation):
+        return stem.cells_convolution(input, weight, bias, padding)
+    return _torch_conv2d(input, weight, bias, stride, padding, dilation, groups)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: Any = None,
+    ignore_index: int = -100,
+    reduce: Any = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """`torch.nn.functional.cross_entropy`, deterministic for maps of classes."""
+    plain = size_average is None and reduce is None and label_smoothing == 0.0
+    if plain and input.ndim == 4 and target.ndim == 3 and not target.is_floating_point():
+        return cross_entropy_of_map(input, target, weight, ignore_index, reduction)
+    return _torch_cross_entropy(
+        input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing
+    )
+
+
+FORMS = (interpolate, adaptive_avg_pool2d, max_pool2d, conv2d, cross_entropy)
 
 
 def _pair(value: Any) -> tuple[Any, Any]:

@@ -51,6 +51,11 @@ class Recipe:
             )
         self._switches[name] = Switch(False, reason)
 
+    def turn_on(self, name: str, reason: str) -> None:
+        """Whatever the level says."""
+        if not self[name]:
+            self._switches[name] = Switch(True, reason)
+
     def record(self) -> dict[str, Any]:
         """For the run's record."""
         return {
@@ -100,12 +105,9 @@ def choose(config: DictConfig, world_size: int) -> Recipe:
         recipe.turn_off("bf16_gradients", reason)
     for reason in _against_graph(config):
         recipe.turn_off("graph", reason)
-    if world_size > 1 and config.speed_switches.graph is None:
-        reason = "not measured on several GPUs yet; speed_switches.graph=true tries it"
-        recipe.turn_off("graph", reason)
-        if config.speed_switches.compile is None:
-            recipe.turn_off("compile", reason)
     if params.get("deterministic"):
+        if config.speed_switches.operators is None:
+            recipe.turn_on("operators", "trainer.params.deterministic is on")
         recipe.turn_off("cudnn_benchmark", "trainer.params.deterministic is on")
         recipe.turn_off("ddp", "trainer.params.deterministic is on")
     if params.get("benchmark") is not None:
