@@ -5,6 +5,7 @@ import json
 import torch
 from omegaconf import OmegaConf
 
+from convoy.run.cost import Counted
 from convoy.run.layout import RunDirectory
 from convoy.training import manifest
 
@@ -42,3 +43,22 @@ def test_the_fingerprint_is_of_names_and_order():
 def test_a_place_that_cannot_be_written_ends_nothing(tmp_path):
     (tmp_path / "file").touch()
     manifest.write_manifest(RunDirectory(tmp_path / "file" / "run"), CONFIG, {})
+
+
+def test_the_cost_of_a_sample_is_counted_once(tmp_path):
+    run = RunDirectory(tmp_path)
+    counted = []
+
+    def count(answer):
+        counted.append(answer)
+        return answer
+
+    manifest.write_manifest(run, CONFIG, {})
+    manifest.add_cost(run, lambda: count(None))
+    assert "cost" not in json.loads(run.manifest.read_text())
+    manifest.add_cost(run, lambda: count(Counted(1.0, 3.0, 2.0)))
+    manifest.write_manifest(run, CONFIG, {})  # a later start
+    manifest.add_cost(run, lambda: count(Counted(1.0, 4.0, 2.0)))
+    written = json.loads(run.manifest.read_text())
+    assert written["cost"] == {"gflop_forward": 1.0, "gflop": 3.0, "parameters": 2.0}
+    assert written["switches"] and len(counted) == 2

@@ -91,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
     training, samples_source = workload.read(
         [*settings.overrides, *args.overrides], args.samples, args.val_samples
     )
+    training = workload.counted(training, earlier, settings.experiments)
     account = args.account or settings.sbatch_options.get("account") or _job_file_account(root)
     observations = [found for found in map(history.observation, earlier) if found is not None]
     if args.cluster:
@@ -99,15 +100,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         picture = cluster.read(getpass.getuser())
     rows = _rows(args, settings, picture, training, account, observations, checks)
-    notes = [
-        f"{training.agent}: {training.epochs} epochs of {training.samples:,} samples "
-        f"({samples_source}), "
-        f"{len(observations)} earlier run{'' if len(observations) == 1 else 's'} to learn from"
-    ]
-    if training.global_batch is None:
-        notes.append(
-            "global_batch is not set: rows with more GPUs take fewer, larger steps (NAVSIM's way)"
-        )
+    notes = workload.notes(training, samples_source, observations)
     if any(row.rate is not None and row.rate.spread > GUESS for row in rows):
         notes.append(
             "speeds are guesses from data sheets: train one epoch on one node, and plan again"

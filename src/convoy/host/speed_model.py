@@ -9,7 +9,7 @@ which backward hides a part (PyTorch DDP overlaps buckets: Li et al., VLDB 2020)
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from convoy.host import roofline
 from convoy.host.roofline import COSTS, UNKNOWN, UNKNOWN_DEVICE, Cost
@@ -43,7 +43,7 @@ class Shape:
 @dataclass(frozen=True)
 class Workload:
     """What the rate depends on besides the GPUs; `data` is "shards" or "cache", `speed` the
-    setting of that name."""
+    setting of that name, `counted` what its samples cost where somebody counted."""
 
     agent: str
     global_batch: int
@@ -51,6 +51,7 @@ class Workload:
     workers: int = 4
     speed: str = "max"
     rank_batch: int = 64  # the most samples that a GPU holds at once
+    counted: Cost | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,11 @@ def predict(
     counts.
     """
     all_reduce = all_reduce or _measured(observations)
-    alike = [seen for seen in observations if seen.workload.agent == workload.agent]
+    alike = [
+        replace(seen, workload=replace(seen.workload, counted=workload.counted))
+        for seen in observations
+        if seen.workload.agent == workload.agent
+    ]
     same_gpu = [seen for seen in alike if seen.shape.gpu == shape.gpu]
     if same_gpu:
         return _from_run(workload, shape, _closest(workload, shape, same_gpu), all_reduce)
@@ -154,7 +159,9 @@ def _prior(workload: Workload, shape: Shape, all_reduce: float | None) -> Rate:
     if shape.nodes > 1 and all_reduce is None:
         low, high = (_model(workload, shape, bandwidth) for bandwidth in INTERCONNECT_RANGE)
         spread = math.hypot(spread, math.log(high / low) / (2 * RANGE))
-    return Rate(_model(workload, shape, all_reduce), spread, "roofline, no earlier run")
+    counted = workload.agent not in COSTS and workload.counted is not None
+    source = f"roofline{', operations counted' if counted else ''}, no earlier run"
+    return Rate(_model(workload, shape, all_reduce), spread, source)
 
 
 def _model(workload: Workload, shape: Shape, all_reduce: float | None) -> float:
@@ -186,7 +193,7 @@ def _without_communication(run: Observation, all_reduce: float | None) -> float:
 
 
 def cost_of(workload: Workload) -> Cost:
-    return COSTS.get(workload.agent, UNKNOWN)
+    return COSTS.get(workload.agent) or workload.counted or UNKNOWN
 
 
 def _accumulation(workload: Workload, shape: Shape) -> int:

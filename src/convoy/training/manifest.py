@@ -6,6 +6,8 @@ import json
 import logging
 import platform
 import subprocess
+from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -13,6 +15,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from convoy.run import cost
+from convoy.run.cost import Counted
 from convoy.run.layout import RunDirectory
 from convoy.run.record import CHECKOUT
 from convoy.run.story import read_json, read_lines
@@ -51,6 +55,13 @@ def write_manifest(
     content.pop("finished", None)
     _write(run, content)
     _keep_edits(run, starts[-1] if starts else {})
+
+
+def add_cost(run: RunDirectory, count: Callable[[], Counted | None]) -> None:
+    """On rank 0: what a sample costs, for `convoy plan`; counted at the first start only."""
+    manifest = read_json(run.manifest)
+    if cost.of_manifest(manifest) is None and (counted := count()) is not None:
+        _write(run, {**manifest, cost.KEY: asdict(counted)})
 
 
 def complete_manifest(run: RunDirectory) -> None:

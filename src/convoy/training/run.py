@@ -28,11 +28,11 @@ from convoy.run.layout import RunDirectory
 from convoy.run.progress import ProgressFile
 from convoy.run.stop_request import StopRequest
 from convoy.topology import Topology
-from convoy.training import logs
+from convoy.training import flops, logs
 from convoy.training.all_reduce import check_all_reduce
 from convoy.training.checkpoint import CheckpointFolder, CheckpointWriter
 from convoy.training.lean_hooks import lean_hooks
-from convoy.training.manifest import complete_manifest, write_manifest
+from convoy.training.manifest import add_cost, complete_manifest, write_manifest
 from convoy.training.memory import MemoryForecast, explain
 from convoy.training.metrics import TrajectoryKeys
 from convoy.training.module import AgentModule, NavsimMetricNames
@@ -132,7 +132,7 @@ def _train(
         to_device_ahead=recipe["prefetch"],
     )
     keys = TrajectoryKeys(config.metrics.prediction, config.metrics.target)
-    rehearsal = _rehearse(agent, calls, datamodule, keys, device(config, topology))
+    rehearsal = _rehearse(agent, calls, datamodule, keys, device(config, topology), start)
     module = AgentModule(agent, calls, rehearsal, keys, run, host_group, speed)
     progress = ProgressReport(settings.batches, host_group, ProgressFile(run))
     folder = CheckpointFolder(run)
@@ -285,11 +285,14 @@ def _rehearse(
     datamodule: DataModule,
     keys: TrajectoryKeys,
     device: torch.device,
+    start: Start,
 ) -> Rehearsal:
     """The dry pass, where the training will be; every rank takes the same samples."""
     agent.to(device)
     batch, tokens = datamodule.first_samples(SAMPLES, device)
     rehearsal = rehearse(agent, calls, batch, tokens, keys)
+    if start.topology.is_rank_zero:
+        add_cost(start.run, lambda: flops.count(agent, calls, batch, tokens))
     if rehearsal.note is not None:
         logger.info("best.ckpt is chosen by val/loss: %s", rehearsal.note)
     return rehearsal
