@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -80,6 +81,8 @@ def train(
     config = settings.config
     logs.speak_on_rank_zero(topology)
     require_accelerator(config.trainer.params.accelerator, topology)
+    if config.trainer.params.deterministic:  # Lightning sets it when cuBLAS has read it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     timeout = timedelta(minutes=config.distributed_timeout_minutes)
     with process_group(topology, config.trainer.params.accelerator, timeout) as host_group:
         _require_one_configuration(config, topology, host_group)
