@@ -19,12 +19,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKER = os.environ.get("DOCKER", "docker")
 USER = "researcher"
-SMALL = ("type=tmpfs", "device=tmpfs", "o=size=24m,mode=1777")
+SMALL = ("type=tmpfs", "device=tmpfs", "o=size=64m,mode=1777")
 
 # Apptainer without root: user name spaces (SYS_ADMIN for the mounts of its FUSE helpers), /proc
 # unmasked, /dev/fuse.
@@ -163,6 +162,7 @@ def up(cluster: Cluster, base: str, target: str = "cluster") -> None:
             f"--network={cluster.name}",
             f"--network-alias={host}",
             *APPTAINER,
+            "--cap-add=NET_ADMIN",  # a test may take a node's network away
             "--shm-size=4g",
             "--ulimit=core=0",  # a killed process leaves no core file in the checkout
             f"--env=TESTBED_UID={uid or 1000}",
@@ -246,12 +246,12 @@ def down(name: str) -> None:
     shutil.rmtree(ROOT / "build" / "testbed" / name, ignore_errors=True)
 
 
-def run(name: str, host: str, as_root: bool, command: Sequence[str]) -> NoReturn:
-    """Replace this process by `command` on `host`, in the checkout."""
+def command_on(name: str, host: str, as_root: bool, command: Sequence[str]) -> list[str]:
+    """Docker's command line for `command` on `host`, in the checkout."""
     user = "root" if as_root else USER
     home = "/root" if as_root else f"/home/{USER}"
     terminal = ["--tty"] if sys.stdin.isatty() and sys.stdout.isatty() else []
-    arguments = [
+    return [
         DOCKER,
         "exec",
         "--interactive",
@@ -264,7 +264,6 @@ def run(name: str, host: str, as_root: bool, command: Sequence[str]) -> NoReturn
         f"{name}-{host}",
         *command,
     ]
-    os.execvp(DOCKER, arguments)
 
 
 def recipe() -> str:
@@ -393,7 +392,8 @@ def main() -> int:
         elif args.command == "down":
             down(args.name)
         else:
-            run(args.name, args.host, args.root, args.arguments or ["bash"])
+            command = args.arguments or ["bash"]
+            os.execvp(DOCKER, command_on(args.name, args.host, args.root, command))
     except TestbedError as error:
         print(f"testbed: {error}", file=sys.stderr)
         return 1

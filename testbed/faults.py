@@ -7,16 +7,14 @@ mend (a node is switched on again), but never helps the training.
 from __future__ import annotations
 
 import random
-import subprocess
 import time
 from collections.abc import Callable
 
-from watched import Failed, Training
+from watched import FOLDER, PACE, Failed, Training
 
 Fault = Callable[[Training, random.Random], None]
 RANK, LAUNCHER = "convoy.launch.rank", "convoy train --agreement"
-SMALL = "/small"  # a small file system that all hosts of the testbed share
-FULL = f"{SMALL}/full"
+FULL = f"{FOLDER}/full"
 
 
 def _kill(pattern: str, signal: str) -> Fault:
@@ -44,14 +42,16 @@ def _two_stops(training: Training, chance: random.Random) -> None:
 
 def _resubmit(training: Training, chance: random.Random) -> None:
     training.testbed.run("scancel", training.job)
-    training.job = training.submit_again()
+    training.job = training.submit()
 
 
 def _submit_twice(training: Training, chance: random.Random) -> None:
     """The second one has to be refused, and to leave the first one alone."""
     testbed = training.testbed
-    second = training.submit_again()
+    training.pace(5 * PACE)  # the second one waits for half a minute
+    second = training.submit()
     training.wait(lambda: not testbed.state(second), "the second job did not end")
+    training.pace(PACE)
     said = testbed.run("cat", f"/scratch/chaos-{second}.log")
     if " is in use by " not in said:
         raise Failed(f"the second job was not refused: {said[-500:]}")
@@ -84,45 +84,38 @@ def _preempt(training: Training, chance: random.Random) -> None:
     training.wait(lambda: not testbed.state(job), "the urgent job did not get its nodes")
 
 
-def _container(training: Training, host: str) -> None:
-    container = training.testbed.container(host)
-    before = training.starts
-    subprocess.run(["docker", "kill", container], check=True, capture_output=True)
-    # Switched on again once the job has moved on, or has ended its start.
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and training.starts == before:
-        if not training.testbed.state(training.job).startswith("RUNNING"):
-            break
-        time.sleep(1)
-    subprocess.run(["docker", "start", container], check=True, capture_output=True)
-    # It may have another address than before, and SLURM's daemons keep the old one.
-    training.testbed.run("scontrol", "reconfigure", root=True)
+def _lose(index: int) -> Fault:
+    """A node is switched off, and on again once the job has moved on or has ended its start."""
 
+    def fault(training: Training, chance: random.Random) -> None:
+        host, before = training.hosts[index], training.start
+        training.testbed.switch_off(host)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and training.start == before:
+            if not training.testbed.state(training.job).startswith("RUNNING"):
+                break
+            time.sleep(1)
+        training.testbed.switch_on(host)
 
-def _lose_node(training: Training, chance: random.Random) -> None:
-    _container(training, training.hosts[-1])
-
-
-def _lose_rendezvous(training: Training, chance: random.Random) -> None:
-    _container(training, training.hosts[0])
+    return fault
 
 
 def _cut_network(training: Training, chance: random.Random) -> None:
     """A node without its network for a while, short or long; its processes run on."""
-    container = training.testbed.container(chance.choice(training.hosts))
-    link = ["docker", "exec", "--privileged", "--user=root", container, "ip", "link", "set", "eth0"]
-    subprocess.run([*link, "down"], check=True, capture_output=True)
+    link = ("ip", "link", "set", "eth0")
+    host = chance.choice(training.hosts)
+    training.testbed.run(*link, "down", host=host, root=True)
     time.sleep(chance.choice((3, 40)))
-    subprocess.run([*link, "up"], check=True, capture_output=True)
+    training.testbed.run(*link, "up", host=host, root=True)
 
 
 def _slow_node(training: Training, chance: random.Random) -> None:
     """A tenth of a CPU for one node, for a while."""
-    container = training.testbed.container(chance.choice(training.hosts))
-    limit = ["docker", "update", "--cpu-period=100000"]
-    subprocess.run([*limit, "--cpu-quota=10000", container], check=True, capture_output=True)
+    testbed = training.testbed
+    container = testbed.container(chance.choice(training.hosts))
+    testbed.docker("update", "--cpu-period=100000", "--cpu-quota=10000", container)
     time.sleep(chance.uniform(5, 15))
-    subprocess.run([*limit, "--cpu-quota=-1", container], check=True, capture_output=True)
+    testbed.docker("update", "--cpu-period=100000", "--cpu-quota=-1", container)
 
 
 def _fill_disk(training: Training, chance: random.Random) -> None:
@@ -148,8 +141,8 @@ FAULTS: dict[str, Fault] = {
     "disk full": _fill_disk,
     "slow node": _slow_node,
     "network cut": _cut_network,
-    "node killed": _lose_node,
-    "rendezvous node killed": _lose_rendezvous,
+    "node killed": _lose(-1),
+    "rendezvous node killed": _lose(0),
 }
-SLOW = {"submitted twice": 0.6}  # seconds of a step: the second one waits half a minute
-FOLDERS = {"disk full": SMALL}  # of the run; the others: /scratch/chaos
+SAME_START = {"submitted twice", "disk full", "slow node", "network cut"}  # may end no start
+FEWER_NODES = "node lost, fewer go on"  # with CONVOY_MIN_NODES: equal but for rounding

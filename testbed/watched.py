@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
+
+import taken
+from cluster import command_on
+from taken import Taken
 
 ROOT = Path(__file__).resolve().parents[1]
 CLUSTER = ROOT / "testbed" / "cluster.py"
 FORK = ROOT / "testbed" / "fork"  # a NAVSIM tree of nothing but the agent of these trainings
-STEPS = 120
+RECORDS = ROOT / "build" / "chaos"  # what the agent writes down: read here without a container
 STEPS_PER_EPOCH = 6  # of 48 samples; chaos_cache.py's other 16 are held out
 SAMPLES = 48
-PATIENCE = 300.0  # seconds for one training with its fault
+STEPS_PER_VALIDATION = 5 * STEPS_PER_EPOCH  # there is a checkpoint before and after each
+PATIENCE = 300.0  # seconds for one fault
 CACHE = "/scratch/chaos-cache"
+FOLDER = "/small/chaos"  # of the runs: a small file system that all hosts of the testbed share
+PACE = 0.1  # seconds that a step takes at least
 TRAINING = (
     "agent=chaos_agent",
     f"cache_path={CACHE}",
     "data.val_fraction=0.25",
     "global_batch=8",
-    f"+trainer.params.max_steps={STEPS}",
-    "trainer.params.max_epochs=1000",
-    "trainer.params.check_val_every_n_epoch=5",
-    "trainer.params.log_every_n_steps=1",
+    "trainer.params.max_epochs=1000000",
+    f"trainer.params.check_val_every_n_epoch={STEPS_PER_VALIDATION // STEPS_PER_EPOCH}",
+    "trainer.params.log_every_n_steps=10",
     "trainer.params.deterministic=true",
     "trainer.params.accelerator=cpu",
     "trainer.params.precision=32-true",
@@ -60,13 +63,12 @@ class Testbed:
 
     name: str
     image: Path
-    bind: str = "/scratch"
+    bind: str = "/scratch,/small"
     environment: dict[str, str] = field(default_factory=dict)
 
     def run(self, *command: str, host: str = "login", root: bool = False) -> str:
-        flags = [f"--host={host}", *(["--root"] if root else [])]
         done = subprocess.run(
-            [sys.executable, CLUSTER, f"--name={self.name}", "run", *flags, *command],
+            command_on(self.name, host, root, command),
             text=True,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -78,6 +80,12 @@ class Testbed:
         bind = f"--bind={self.bind},{ROOT}"
         return self.run("apptainer", "exec", "--no-home", bind, str(self.image), *command)
 
+    def make_cache(self) -> None:
+        """The samples of these trainings, the same each time."""
+        said = self.in_image("python", f"{FORK}/chaos_cache.py", CACHE)
+        if "Error" in said:
+            raise Failed(f"no samples could be made: {said[-500:]}")
+
     def sbatch(self, *arguments: str, environment: dict[str, str] | None = None) -> str:
         """The job's number."""
         variables = [f"{name}={value}" for name, value in (environment or {}).items()]
@@ -87,33 +95,34 @@ class Testbed:
             raise Failed(f"sbatch said: {given}")
         return given
 
-    def submit(self, run_dir: str, *options: str, seconds: float = 0.1) -> str:
-        """Submit a training whose steps take at least `seconds`; `options` are sbatch's."""
-        return self.sbatch(
-            *("--gpus-per-node=1", "--cpus-per-task=8", "--mem=8G"),
-            *options,
-            "slurm/torchrun_2node.slurm",
-            *TRAINING,
-            f"agent.record={consumed_in(run_dir)}",
-            f"agent.seconds={seconds}",
-            f"run_dir={run_dir}",
-            environment={
-                "CONVOY_IMAGE": str(self.image),
-                "CONVOY_BIND": self.bind,
-                "NAVSIM_DEVKIT_ROOT": str(FORK),
-                **self.environment,
-            },
-        )
-
     def container(self, host: str) -> str:
         """The name of the container that is `host`."""
         return f"{self.name}-{host}"
 
+    def switch_off(self, host: str) -> None:
+        """The node is gone at once, as without power."""
+        self.docker("kill", self.container(host))
+
+    def switch_on(self, host: str) -> None:
+        """The node comes back, and SLURM takes it, as soon as it can."""
+        self.docker("start", self.container(host))
+        update = ("scontrol", "update", f"NodeName={host}", "Reason=chaos")
+        for state in ("down", "resume"):  # else SLURM asks it a minute later to end its steps
+            self.run(*update, f"State={state}", root=True)
+        # It may have another address than before, and SLURM's daemons keep the old one.
+        self.run("scontrol", "reconfigure", root=True)
+
+    def docker(self, *command: str) -> None:
+        """Raises Failed where Docker does not do it."""
+        done = subprocess.run(["docker", *command], text=True, capture_output=True)
+        if done.returncode:
+            raise Failed(f"docker {' '.join(command)}: {done.stderr.strip()}")
+
     def hosts(self) -> list[str]:
         """All compute nodes."""
-        return self.run("sinfo", "--noheader", "--Node", "--format=%N").split()
+        return sorted(set(self.run("sinfo", "--noheader", "--Node", "--format=%N").split()))
 
-    def processes(self, pattern: str, hosts: list[str]) -> list[tuple[str, int]]:
+    def processes(self, pattern: str, hosts: Sequence[str]) -> list[tuple[str, int]]:
         """(host, pid) of the user's processes whose command matches, lowest pid first."""
         found = []
         for host in hosts:
@@ -121,10 +130,10 @@ class Testbed:
             found += [(host, int(pid)) for pid in listed.split() if pid.isdigit()]
         return found
 
-    def orphans(self, patience: float = 30) -> int:
-        """How many processes of the user are left on the compute nodes, once SLURM had its time."""
+    def orphans(self, hosts: Sequence[str], patience: float = 30) -> int:
+        """How many processes of the user are left on `hosts`, once SLURM had its time."""
         deadline = time.monotonic() + patience
-        while left := self.processes(".", sorted(set(self.hosts()))):
+        while left := self.processes(".", hosts):
             if time.monotonic() > deadline:
                 break
             time.sleep(0.5)
@@ -138,127 +147,143 @@ class Testbed:
         said = self.run("squeue", "-h", "-j", job, "-o", "%T %r").strip()
         return "" if said.startswith("slurm_load_jobs error") else said
 
+    def empty(self) -> None:
+        """No job, as before a training."""
+        self.run("scancel", "--user=researcher")
+        deadline = time.monotonic() + 60
+        while self.run("squeue", "--noheader").strip() and time.monotonic() < deadline:
+            time.sleep(0.5)
+
 
 @dataclass
 class Training:
-    """One training on the testbed."""
+    """One training on the testbed, of `steps` steps; `arguments` are sbatch's and then the job
+    file's, `environment` the job's."""
 
     testbed: Testbed
-    job: str
-    run_dir: str
-    seconds: float = 0.1  # that a step takes at least
+    steps: int
+    options: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    job: str = ""
+    name: str = field(default_factory=lambda: str(time.time_ns()))
 
-    @classmethod
-    def submitted(
-        cls, testbed: Testbed, folder: str = "/scratch/chaos", seconds: float = 0.1
-    ) -> Training:
-        run_dir = f"{folder}/{time.time_ns()}"
-        return cls(testbed, testbed.submit(run_dir, seconds=seconds), run_dir, seconds)
-
-    def submit_again(self) -> str:
-        """The number of another job of the same run."""
-        return self.testbed.submit(self.run_dir, seconds=self.seconds)
+    def submit(self) -> str:
+        """The number of a job of this run."""
+        self.record.mkdir(parents=True, exist_ok=True)
+        for folder in (RECORDS, self.record):
+            folder.chmod(0o777)  # the testbed's user may be another one
+        if not (self.record / "pace").exists():
+            self.pace(PACE)
+        return self.testbed.sbatch(
+            *("--gpus-per-node=1", "--cpus-per-task=8", "--mem=8G"),
+            *self.options,
+            "slurm/torchrun_2node.slurm",
+            *TRAINING,
+            *self.overrides,
+            f"+trainer.params.max_steps={self.steps}",
+            f"agent.record={self.record}",
+            f"run_dir={self.run_dir}",
+            environment={
+                "CONVOY_IMAGE": str(self.testbed.image),
+                "CONVOY_BIND": self.testbed.bind,
+                "NAVSIM_DEVKIT_ROOT": str(FORK),
+                **self.testbed.environment,
+                **self.environment,
+            },
+        )
 
     @property
-    def log(self) -> str:
-        return self.testbed.run("cat", f"{self.run_dir}/logs/rank-000.log")
+    def run_dir(self) -> str:
+        return f"{FOLDER}/{self.name}"
 
-    def steps(self) -> list[tuple[datetime, int]]:
-        """When each step was logged; in order of the log, over all starts."""
-        found = re.findall(r"^(\S+ \S+) .* step (\d+)/", self.log, re.MULTILINE)
-        return [(datetime.strptime(when, "%Y-%m-%d %H:%M:%S,%f"), int(n)) for when, n in found]
+    @property
+    def record(self) -> Path:
+        return RECORDS / self.name
+
+    def pace(self, seconds: float) -> None:
+        """How long each step takes at least, from now on."""
+        beside = self.record / "pace.new"
+        beside.write_text(str(seconds))
+        beside.replace(self.record / "pace")
+
+    def taken(self) -> list[Taken]:
+        return taken.read(self.record)
+
+    def newest(self, rank: int = 0) -> Taken | None:
+        """The newest step of a rank, over all starts."""
+        try:
+            lines = (self.record / f"rank-{rank}.log").read_text().rpartition("\n")[0]
+        except OSError:
+            return None
+        return taken.parse(rank, lines.rpartition("\n")[2]) if lines else None
+
+    @property
+    def start(self) -> str:
+        newest = self.newest()
+        return newest.start if newest else ""
 
     @property
     def hosts(self) -> list[str]:
-        """The nodes of the newest start."""
-        return list(json.loads(self._launches()[-1])["nodes"])
-
-    @property
-    def starts(self) -> int:
-        return len(self._launches())
-
-    def _launches(self) -> list[str]:
-        return self.testbed.run("cat", f"{self.run_dir}/launches.jsonl").splitlines()
+        """The nodes of the newest start that took a step, that of rank 0 first."""
+        found = [self.newest(rank) for rank in range(2)]
+        return [entry.host for entry in found if entry is not None and entry.start == self.start]
 
     def wait_for_step(self, step: int) -> None:
         self.wait(
-            lambda: any(number >= step for _, number in self.steps()), f"step {step} did not come"
+            lambda: (entry := self.newest()) is not None and entry.step >= step,
+            f"step {step} did not come",
+        )
+
+    def wait_for_a_step(self, after: float, start: str = "") -> None:
+        """Until a step has begun after the time `after`, in another start than `start`."""
+        self.wait(
+            lambda: (
+                (entry := self.newest()) is not None and entry.at > after and entry.start != start
+            ),
+            "no step came after the fault",
         )
 
     def wait_for_the_end(self) -> None:
-        """Until the run has its results and the job is gone. A requeued job need not wait for the
-        two minutes that SLURM gives it: its begin is moved, and nothing else is done by hand."""
-
-        def is_gone() -> bool:
-            state = self.testbed.state(self.job)
-            if state == "PENDING BeginTime":
-                self.testbed.run("scontrol", "update", f"JobId={self.job}", "StartTime=now")
-            return not state
-
-        self.wait(is_gone, "it did not end")
+        """Until the run has its results and the job is gone."""
+        self.pace(0)
+        self.wait(lambda: not self.testbed.state(self.job), "it did not end", over=True)
         if "samples_per_s" not in self.testbed.run("cat", f"{self.run_dir}/results.json"):
             raise Failed(self._said("it ended without results"))
 
-    def wait(self, condition: Callable[[], bool], problem: str, patience: float = PATIENCE) -> None:
-        deadline = time.monotonic() + patience
+    def wait(
+        self,
+        condition: Callable[[], bool],
+        problem: str,
+        patience: float = PATIENCE,
+        over: bool = False,
+    ) -> None:
+        """Raises Failed where it takes too long, or the job is gone and may not be (`over`).
+
+        A requeued job need not wait for the two minutes that SLURM gives it: its begin is moved,
+        and nothing else is done by hand.
+        """
+        began = asked = time.monotonic()
         while not condition():
-            if time.monotonic() > deadline:
-                state = self.testbed.state(self.job) or "gone"
-                raise Failed(self._said(f"{problem} ({state})"))
-            time.sleep(0.3)
+            time.sleep(0.1)
+            if time.monotonic() - asked < 1:  # asking SLURM costs more than reading a file
+                continue
+            state = self.testbed.state(self.job)
+            asked = time.monotonic()
+            if state == "PENDING BeginTime":
+                self.testbed.run("scontrol", "update", f"JobId={self.job}", "StartTime=now")
+            if not (state or over or condition()) or asked - began > patience:
+                raise Failed(self._said(f"{problem} ({state or 'the job is gone'})"))
 
     def digest(self) -> str:
         """SHA-256 of the weights in the last checkpoint."""
         last = f"{self.run_dir}/checkpoints/last.ckpt"
         said = self.testbed.in_image("python", "-c", DIGEST, last)
         found = re.search(r"^digest (\d+) (\w+)$", said, re.MULTILINE)
-        if not found or int(found[1]) != STEPS:
+        if not found or int(found[1]) != self.steps:
             raise Failed(self._said(f"its last checkpoint says: {said.strip()[-300:]}"))
         return found[2]
-
-    def consumed(self) -> str | None:
-        """What is wrong with the record of consumed samples; None where nothing is."""
-        folder = consumed_in(self.run_dir)
-        text = self.testbed.run("bash", "-c", f"cd {folder} && grep . rank-*.log /dev/null")
-        return wrongly_consumed(text.splitlines())
 
     def _said(self, problem: str) -> str:
         log = self.testbed.run("tail", "-n", "12", f"/scratch/chaos-{self.job}.log")
         return f"job {self.job} {self.run_dir}: {problem}; its log ends with:\n{log}"
-
-
-def consumed_in(run_dir: str) -> str:
-    """Where the agent records its samples: not on the run's own file system, which may be full."""
-    return f"/scratch/consumed/{Path(run_dir).name}"
-
-
-def wrongly_consumed(lines: list[str]) -> str | None:
-    """Whether chaos_agent.py's lines (`rank-0.log:START STEP TOKEN…`) say that every epoch took
-    every sample once, and that no two starts wrote at the same time; what is wrong, or None.
-
-    A step that was taken again after a fault counts once: what it did before was lost with it.
-    """
-    steps: dict[int, dict[str, list[str]]] = {}
-    starts: dict[str, list[str]] = {}
-    for line in lines:
-        rank, _, entry = line.partition(":")
-        start, step, *tokens = entry.split()
-        steps.setdefault(int(step), {})[rank] = tokens
-        own = starts.setdefault(rank, [])
-        if not own or own[-1] != start:
-            if start in own:
-                return f"{rank}: start {start} wrote after another one had begun"
-            own.append(start)
-    if sorted(steps) != list(range(STEPS)):
-        return f"steps {min(steps, default=0)} to {max(steps, default=0)}, {len(steps)} of {STEPS}"
-    for epoch in range(STEPS // STEPS_PER_EPOCH):
-        first = epoch * STEPS_PER_EPOCH
-        taken = [
-            token
-            for step in range(first, first + STEPS_PER_EPOCH)
-            for tokens in steps[step].values()
-            for token in tokens
-        ]
-        if len(taken) != SAMPLES or len(set(taken)) != SAMPLES:
-            return f"epoch {epoch}: {len(taken)} samples, {len(set(taken))} different ones"
-    return None

@@ -8,6 +8,7 @@ from convoy.commands.__main__ import main
 from convoy.launch import verdict
 from convoy.run import events, node_state
 from convoy.run.layout import RunDirectory
+from convoy.run.lock import RunLock, newest
 from convoy.topology import Agreement
 
 RUNNING = "JobState=RUNNING Requeue=1 BatchFlag=1 ExcNodeList=(null)"
@@ -18,7 +19,7 @@ def ended(tmp_path, capsys):
     """A start on two nodes; ask for its verdict."""
     run = RunDirectory(tmp_path)
     run.logs.mkdir()
-    entry = {"start": "7-0", "software": {}, "nodes": ["gl001", "gl006"]}
+    entry = {"start": "7-0", "job": "7", "software": {}, "nodes": ["gl001", "gl006"]}
     run.launches.write_text(json.dumps(entry) + "\n")
     for host in ("gl001", "gl006"):
         node_state.begin(run, "7-0", host)
@@ -52,6 +53,29 @@ def test_a_lost_node_is_named_not_the_rank_that_noticed(ended):
 def test_every_end_leaves_a_report(ended):
     ended("--status=75", "--asked=USR1")
     assert "<html" in ended.run.report.read_text()
+
+
+@pytest.mark.parametrize(
+    ("job", "gone", "ended_by_itself", "waits"),
+    [("7", "", False, False), ("8", "", False, True), ("7", "gl006", False, True)]
+    + [("7", "gl006", True, False)],
+)
+def test_the_next_start_need_not_wait_for_an_owner_that_has_ended(
+    ended, job, gone, ended_by_itself, waits
+):
+    """Not so for another job's owner, nor for one that may live on where a node went."""
+    owned = RunLock(ended.run, job)
+    owned.acquire()
+    number, _ = newest(ended.run)
+    elsewhere = json.loads(ended.run.owner(number).read_text()) | {"place": "x", "host": "gl001"}
+    owned._ended.set()  # killed, on another machine than the next start's
+    ended.run.owner(number).write_text(json.dumps(elsewhere))
+    if gone:
+        node_state.lose(ended.run, "7-0", gone)
+    if ended_by_itself:
+        node_state.write(ended.run, "7-0", node_state.NodeState("gl001", 1.0, exit_code=75))
+    ended("--status=1", "--answering=gl001\ngl006")
+    assert newest(ended.run)[1].is_over is not waits
 
 
 def elastic(ended, monkeypatch, overrides, nodes=("gl001", "gl006", "gl011"), config="32"):

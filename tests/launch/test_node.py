@@ -1,11 +1,12 @@
 import contextlib
 import json
 import os
+import threading
 
 import pytest
 
 from convoy.errors import ConvoyError, ExitCode
-from convoy.launch import node
+from convoy.launch import node, verdict
 from convoy.launch.peers import LostNode
 from convoy.run import node_state
 from convoy.run.layout import RunDirectory
@@ -118,3 +119,23 @@ def test_a_node_that_does_not_come_is_left_in_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(node, "preflight", preflight)
     assert node.train_on_node(launch, [], agreed) == ExitCode.RESUMABLE
     assert node_state.lost(RunDirectory(tmp_path), "7-0") == ("gl006", "gl011")
+
+
+def test_ranks_that_wait_for_those_of_a_failed_node_are_ended(alone, tmp_path, monkeypatch):
+    """Not those that were asked to stop with it; but those that its watchdog found standing still,
+    which end with the same exit code."""
+    run = RunDirectory(tmp_path)
+    part = node.Part(run, alone)
+    ended = threading.Event()
+    monkeypatch.setattr(node, "STOPPED", 0.05)
+    monkeypatch.setattr(part, "_end", lambda *limits: ended.set())
+    part._ended("gl006", ExitCode.FINISHED)
+    part._ended("gl006", ExitCode.RESUMABLE)
+    assert not ended.wait(0.3)
+    stuck = verdict.Failure(1, "gl006", 0.0, ExitCode.RESUMABLE, "No step for 10 minutes: …", True)
+    verdict.write(run, alone.start, stuck)
+    part._ended("gl006", ExitCode.RESUMABLE)
+    assert ended.wait(5)
+    ended.clear()
+    part._ended("gl006", ExitCode.FAILED)
+    assert ended.wait(5)

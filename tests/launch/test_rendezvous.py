@@ -102,12 +102,16 @@ def test_a_taken_port_is_reported(port):
         Rendezvous(f"127.0.0.1:{port}", 0, 2, "first").next_rendezvous()
 
 
-def test_agents_notice_that_the_first_node_is_gone(port):
+def test_agents_notice_that_the_first_node_is_gone(port, monkeypatch):
+    """Not at once: its ranks may have stopped on request, and theirs are about to."""
+    monkeypatch.setattr(rendezvous, "GRACE", 0.3)
     nodes = [Rendezvous(f"127.0.0.1:{port}", number, 2, "first") for number in range(2)]
     with ThreadPoolExecutor(2) as background:
         found = list(background.map(Rendezvous.next_rendezvous, nodes))
     assert nodes[1].num_nodes_waiting() == 0
     found.clear()
     nodes[0]._store = None  # the last reference: the server ends
+    assert nodes[1].num_nodes_waiting() == 0
+    time.sleep(0.4)
     with pytest.raises(RendezvousConnectionError, match="the first node is gone"):
         nodes[1].num_nodes_waiting()

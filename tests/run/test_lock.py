@@ -74,6 +74,21 @@ def test_who_was_killed_here_is_followed_at_once(run, holder):
     assert dead.pid == holder.pid and time.monotonic() - begun < 5
 
 
+def test_who_was_killed_in_another_container_here_is_followed_at_once(run):
+    """A job's next start is in a new container, with a count of processes of its own."""
+    inside = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
+    if subprocess.run([*inside, "true"], capture_output=True).returncode:
+        pytest.skip("no namespaces for this user here: sysctl kernel.unprivileged_userns_clone=1")
+    command = [*inside, sys.executable, "-c", HOLDER, run.root]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"mine\n"
+        with pytest.raises(ConvoyError, match="in use by process 1 on"):
+            RunLock(run, **FAST).acquire()
+        process.kill()
+    begun = time.monotonic()
+    assert RunLock(run).acquire().pid == 1 and time.monotonic() - begun < 5
+
+
 def test_who_was_killed_elsewhere_is_followed_after_a_silence(run, holder):
     holder.kill()
     holder.wait()

@@ -1,5 +1,6 @@
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,41 @@ def test_a_directory_that_cannot_be_written(tmp_path, launch):
     (tmp_path / "file").touch()
     with pytest.raises(ConvoyError, match="cannot be written: Not a directory"):
         record_start(RunDirectory(tmp_path / "file/run"), launch, SOFTWARE, [])
+
+
+FULL = """
+import sys
+from pathlib import Path
+from convoy.errors import ConvoyError
+from convoy.launch.preflight import _run_directory
+from convoy.run.layout import RunDirectory
+from convoy.run.record import Software, record_start
+from convoy.topology import Launch
+launch = Launch.from_environment({"CUDA_VISIBLE_DEVICES": "0"})
+try:
+    record_start(RunDirectory(Path(sys.argv[1])), launch, Software(*[None] * 4), [])
+    print(*_run_directory(Path(sys.argv[1])))
+except ConvoyError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ("256k", "has no room for the logs of a start (No space left on device). Free some, or"),
+        ("4m", "warn no room for 16 MiB: too little for checkpoints, free some"),
+    ],
+)
+def test_a_disk_that_is_full_at_the_start_is_reported_and_makes_no_node_unfit(tmp_path, size, said):
+    inside = ["unshare", "--user", "--map-root-user", "--mount", "bash", "-ec"]
+    mount = f'mount -t tmpfs -o size={size} none "$0"; exec "$@"'
+    if subprocess.run([*inside, mount, tmp_path, "true"], capture_output=True).returncode:
+        pytest.skip("no namespaces for this user here: sysctl kernel.unprivileged_userns_clone=1")
+    command = [*inside, mount, tmp_path, sys.executable, "-c", FULL, tmp_path]
+    done = subprocess.run(command, text=True, capture_output=True)
+    assert said in done.stdout, done.stderr
+    assert done.stdout.count("\n") == 1
 
 
 def test_outside_of_an_image_the_commits_are_the_checkout_s():

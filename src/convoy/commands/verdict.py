@@ -16,7 +16,7 @@ from convoy.launch import verdict
 from convoy.launch.fewer_nodes import without
 from convoy.launch.next_start import HOURS_EXCLUDED, Action, Decision, Job, decide
 from convoy.launch.outcome import Kind, Outcome, outcome
-from convoy.run import events, node_state, report
+from convoy.run import events, lock, node_state, report
 from convoy.run.layout import RunDirectory
 from convoy.run.record import last_start
 from convoy.topology import Agreement, least_nodes
@@ -48,6 +48,10 @@ def run(args: argparse.Namespace) -> int:
     answering = None if args.answering is None else args.answering.split()
     gone = node_state.lost(directory, agreement.start)
     ended = outcome(args.status, failures, hosts, states, answering, gone)
+    over = hosts  # where nobody went, each node's task has ended, with its ranks
+    if gone or ended.kind is Kind.LOST:
+        over = [host for host, state in states.items() if state.exit_code is not None]
+    lock.give_back(directory, started.get("job"), over)
     past = events.read(directory)
     step = max((entry["step"] for entry in past if entry["kind"] == "checkpoint"), default=0)
     job = Job.from_text(args.job)

@@ -12,7 +12,7 @@ from typing import Any
 
 from convoy import config
 from convoy.errors import ConvoyError, ExitCode
-from convoy.launch import nccl, network, survivors, vitals
+from convoy.launch import nccl, network, survivors, verdict, vitals
 from convoy.launch.agent import load_torchrun, run_torchrun
 from convoy.launch.interface import choose_interface
 from convoy.launch.peers import LostNode, Peers, in_touch, is_failure
@@ -27,6 +27,7 @@ from convoy.run.record import Software, record_start
 from convoy.topology import Agreement, Launch, is_first_task
 
 GONE = 1.0  # seconds that ranks have to end by themselves once another node has gone
+STOPPED = 10.0  # seconds after which ranks here have stopped too, once those of a node have
 WRITING = 4.0  # the same for one that is writing a file; the batch script waits for 5
 
 
@@ -145,6 +146,15 @@ class Part:
         if is_failure(code):  # ranks here may wait for those there until their timeout
             limits = (survivors.GRACE, survivors.WRITING)
             threading.Thread(target=self._end, args=limits, name="end", daemon=True).start()
+            return
+        timer = threading.Timer(STOPPED, self._end_after_a_watchdog)
+        timer.daemon = True  # this node's part may be over before
+        timer.start()
+
+    def _end_after_a_watchdog(self) -> None:
+        """A watchdog there ended ranks as if they had stopped; ranks here may stand still too."""
+        if verdict.read(self._run, self._launch.start):
+            self._end(survivors.GRACE, survivors.WRITING)
 
     def _end(self, grace: float, writing: float) -> None:
         self._say(exit_code=int(ExitCode.RESUMABLE))

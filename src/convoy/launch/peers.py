@@ -169,6 +169,6 @@ def in_touch(hosts: Sequence[str], host: str, endpoint: tuple[str, int]) -> Iter
 
 
 def is_failure(code: int) -> bool:
-    """Whether a node that ended so leaves ranks of others waiting: those that finished or were
-    asked to stop end together."""
+    """Whether a node that ended so surely leaves ranks of others waiting: those that finished or
+    were asked to stop end together."""
     return code not in (ExitCode.FINISHED, ExitCode.RESUMABLE)

@@ -19,6 +19,7 @@ from convoy.health.finding import Finding, Status, examine
 from convoy.launch.comparison import CLOCK, compare, word
 from convoy.launch.peers import Gathering, LostNode, Peers
 from convoy.run import events
+from convoy.run.atomic import NO_ROOM
 from convoy.run.image import read_manifest
 from convoy.run.layout import RunDirectory
 from convoy.topology import Launch, gpus_of_node
@@ -90,6 +91,11 @@ def _run_directory(root: Path) -> tuple[Status, str]:
         stamped = probe.stat().st_mtime
         away = max(before - stamped, stamped - time.time(), 0.0)
         status = os.statvfs(root)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        # The same on every node, so none is unfit: the training says what it cannot write.
+        return Status.WARN, f"no room for {PROBE >> 20} MiB: too little for checkpoints, free some"
     finally:
         probe.unlink(missing_ok=True)
     return judge_run_directory(status.f_bavail * status.f_frsize, speed, away)

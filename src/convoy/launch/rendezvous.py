@@ -25,6 +25,7 @@ BACKEND = "convoy"  # the name for torchrun
 ARRIVAL = timedelta(minutes=10)  # in which all nodes have to come
 _TRY = timedelta(seconds=5)  # of one attempt to connect; a signal waits as long
 _PAUSE = 0.1  # seconds between two looks
+GRACE = 10.0  # seconds that ranks have to end by themselves once the first node's agent has gone
 
 
 class Rendezvous(RendezvousHandler):
@@ -38,6 +39,7 @@ class Rendezvous(RendezvousHandler):
         self._number, self._nodes, self._start = number, nodes, start
         self._arrival = arrival.total_seconds()
         self._store: TCPStore | None = None
+        self._gone_since: float | None = None
 
     def next_rendezvous(self) -> RendezvousInfo:
         """Raises RendezvousError where the nodes do not all come."""
@@ -49,12 +51,16 @@ class Rendezvous(RendezvousHandler):
         return RendezvousInfo(store, self._number, self._nodes, address)
 
     def num_nodes_waiting(self) -> int:
-        """None ever does. The agent asks all the time, and so notices that the store is gone."""
+        """None ever does. The agent asks all the time, and so notices that the store is gone. That
+        is no failure where ranks were asked to stop: the first node's have ended a moment before.
+        """
         assert self._store is not None
         try:
             self._store.check([self._start])
         except DistError as error:
-            raise RendezvousConnectionError(f"the first node is gone ({error})") from error
+            self._gone_since = self._gone_since or time.monotonic()
+            if time.monotonic() - self._gone_since >= GRACE:
+                raise RendezvousConnectionError(f"the first node is gone ({error})") from error
         return 0
 
     @property

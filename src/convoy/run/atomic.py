@@ -1,5 +1,6 @@
 """Files that are whole or not there, whatever ends the writer. Standard library only."""
 
+import errno
 import os
 import socket
 import uuid
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 SUFFIX = ".partial"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # of an OSError: the disk or a quota is full
 
 
 @contextmanager

@@ -5,6 +5,8 @@ hard link to a name that exists fails, which both give. `owner-<n>.json` is the 
 the highest number owns the run. The owner changes its file every few seconds. Whoever wants the run
 watches that file, by a clock of their own: if it stays the same for `LIFETIME`, they make number
 n+1, and only one can. An owner that finds a higher number has lost the run and writes no more.
+On the owner's own machine the kernel knows at once whether it lives: it holds a socket whose name
+goes away with the process, and which is seen from every container there.
 
 Standard library only.
 """
@@ -16,7 +18,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -34,14 +36,13 @@ class LostRun(ConvoyError):
 
 @dataclass(frozen=True)
 class Owner:
-    """The process that writes for all of a start. `place` is the kernel and the namespace that
-    `pid` counts in, `born` when it began, for pids are used again; `job` is the scheduler's id."""
+    """The process that writes for all of a start. `place` is the kernel and the network namespace
+    that its socket has its name in; `job` is the scheduler's id."""
 
     token: str
     host: str
     pid: int
     place: str
-    born: str
     job: str | None
     since: float
     beat: int = 0
@@ -50,7 +51,7 @@ class Owner:
     @property
     def is_over(self) -> bool:
         """Whether it said that it ended, or has surely died, on this very machine."""
-        return self.released or (self.place == _place() and _birth(self.pid) != self.born)
+        return self.released or (self.place == _place() and not _is_named(self.token))
 
     @property
     def described(self) -> str:
@@ -72,6 +73,7 @@ class RunLock:
         self._run, self._job, self._beat, self._lifetime = run, job, beat, lifetime
         self._number = 0
         self._owner: Owner | None = None
+        self._name: socket.socket | None = None
         self._lost: str | None = None
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -133,17 +135,16 @@ class RunLock:
             with contextlib.suppress(OSError):
                 self._write(released=True)
         self._owner = None
+        if self._name is not None:
+            self._name.close()
 
     def _take(self, number: int) -> bool:
-        pid = os.getpid()
+        token = uuid.uuid4().hex
+        if self._name is not None:  # of a try that came too late
+            self._name.close()
+        self._name = _named(token)
         self._owner = Owner(
-            uuid.uuid4().hex,
-            socket.gethostname(),
-            pid,
-            _place(),
-            _birth(pid) or "",
-            self._job,
-            time.time(),
+            token, socket.gethostname(), os.getpid(), _place(), self._job, time.time()
         )
         path = self._run.owner(number)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -194,16 +195,38 @@ def newest(run: RunDirectory) -> tuple[int, Owner | None]:
         return numbers[-1], None
 
 
+def give_back(run: RunDirectory, job: str | None, hosts: Collection[str]) -> None:
+    """Release the run for an owner of `job` on one of `hosts`, whose processes have all ended, so
+    that the next start need not wait for its silence. Any other owner keeps it."""
+    number, owner = newest(run)
+    if owner is not None and owner.job == job and owner.host in hosts:
+        text = json.dumps(asdict(replace(owner, released=True))) + "\n"
+        with contextlib.suppress(OSError):  # a full disk: the next start waits
+            write_text(run.owner(number), text, durable=False)
+
+
 def _place() -> str:
-    """The running kernel and the namespace of this process's pids."""
+    """The running kernel and this process's network namespace, which containers of a job share."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    return f"{boot} {os.readlink('/proc/self/ns/net')}"
 
 
-def _birth(pid: int) -> str | None:
-    """When the process began, in the kernel's ticks; None where there is none, or only a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in {"Z", "X"} else fields[19]
+def _named(token: str) -> socket.socket:
+    """A socket of that name, in no file system (an abstract name of Linux), while it lives."""
+    named = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    named.bind(_name(token))
+    return named
+
+
+def _is_named(token: str) -> bool:
+    """Whether the process that named a socket so is alive."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asking:
+        try:
+            asking.connect(_name(token))
+        except ConnectionRefusedError:
+            return False
+    return True
+
+
+def _name(token: str) -> str:
+    return f"\0convoy-{token}"

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from convoy.errors import ConvoyError
+from convoy.run.atomic import NO_ROOM
 from convoy.run.image import read_manifest
 from convoy.run.layout import RunDirectory
 from convoy.topology import Launch
 
 CHECKOUT = Path(__file__).parents[3]
+LEAST_ROOM = 1 << 20  # bytes: a start's own logs
 
 
 @dataclass(frozen=True)
@@ -77,14 +79,31 @@ def record_start(
     }
     try:
         run.logs.mkdir(parents=True, exist_ok=True)
+        _require_room(run)
         with run.launches.open("a") as file:
             file.write(json.dumps(entry) + "\n")
     except OSError as error:
+        if error.errno in NO_ROOM:
+            raise ConvoyError(
+                f"The run directory {run.root} has no room for the logs of a start "
+                f"({error.strerror}). Free some, or give another: run_dir=/path."
+            ) from error
         raise ConvoyError(
             f"The run directory {run.root} cannot be written: {error.strerror}. Give another "
             "(run_dir=/path), or another NAVSIM_EXP_ROOT; its file system must be in CONVOY_BIND."
         ) from error
     return notes
+
+
+def _require_room(run: RunDirectory) -> None:
+    """Raise OSError where LEAST_ROOM cannot be written: a quota may end before the disk does."""
+    probe = run.logs / f".room-{os.uname().nodename}-{os.getpid()}"
+    try:
+        with probe.open("wb") as file:
+            file.write(bytes(LEAST_ROOM))
+            os.fsync(file.fileno())
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def last_start(run: RunDirectory) -> dict[str, Any] | None:

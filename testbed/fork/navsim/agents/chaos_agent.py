@@ -1,10 +1,11 @@
 """The agent of `make chaos`: so small that a step costs nothing, and it writes down which samples
-each step took.
+each step took, and which weights it began with.
 
 Momentum and dropout make its weights depend on all of its history: a step lost, taken twice or
 with other random numbers is seen in them.
 """
 
+import hashlib
 import os
 import time
 from pathlib import Path
@@ -34,15 +35,18 @@ class Steps(pl.Callback):
 
 
 class Agent(nn.Module):
-    """`record` is the folder for `rank-<rank>.log`: a line per batch with the start, the step and
-    the tokens. A step takes at least `seconds`, so that a fault can hit it."""
+    """`record` is the folder for `rank-<rank>.log`: a line per batch with the start, the host, the
+    step, the time, a digest of the weights that it began with, the loss and the tokens. A step
+    takes as many seconds as the file `pace` there says, so that a fault can hit it."""
 
-    def __init__(self, record: str, seconds: float) -> None:
+    def __init__(self, record: str, dropout: float) -> None:
         super().__init__()
         self.step: int | None = None  # none in the rehearsal
-        self._record, self._seconds = Path(record), seconds
-        self._start = f"{os.environ.get('SLURM_JOB_ID')}-{os.uname().nodename}-{os.getpid()}"
-        self.layers = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 24))
+        self._record = Path(record)
+        self._start = f"{os.environ.get('TORCHELASTIC_RUN_ID')} {os.uname().nodename}"
+        self.layers = nn.Sequential(
+            nn.Linear(8, 64), nn.ReLU(), nn.Dropout(dropout), nn.Linear(64, 24)
+        )
 
     def get_feature_builders(self) -> list[Builder]:
         return [Builder("state_feature")]
@@ -60,13 +64,16 @@ class Agent(nn.Module):
         predictions: dict[str, Tensor],
         tokens: list[str],
     ) -> Tensor:
+        loss = nn.functional.l1_loss(predictions["trajectory"], targets["trajectory"])
         if self.training and self.step is not None:
-            self._record.mkdir(parents=True, exist_ok=True)
-            path = self._record / f"rank-{os.environ.get('RANK', '0')}.log"
-            with path.open("a") as file:
-                file.write(f"{self._start} {self.step} {' '.join(tokens)}\n")
-            time.sleep(self._seconds)
-        return nn.functional.l1_loss(predictions["trajectory"], targets["trajectory"])
+            weights = hashlib.sha256()
+            for parameter in self.parameters():
+                weights.update(parameter.detach().numpy().tobytes())
+            began = f"{self._start} {self.step} {time.time():.3f} {weights.hexdigest()[:16]}"
+            with (self._record / f"rank-{os.environ.get('RANK', '0')}.log").open("a") as file:
+                file.write(f"{began} {loss.item()!r} {' '.join(tokens)}\n")
+            time.sleep(float((self._record / "pace").read_text()))
+        return loss
 
     def get_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=0.01)
