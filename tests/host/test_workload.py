@@ -47,7 +47,9 @@ def test_nobody_has_counted_it(tmp_path):
     notes = workload.notes(plan(tmp_path), "given", [])
     assert any("what a sample of my_fork costs is not known" in note for note in notes)
     seen = Observation(Workload("my_fork", 64), ONE, 100.0)
-    assert not any("is not known" in note for note in workload.notes(plan(tmp_path), "given", [seen]))
+    assert not any(
+        "is not known" in note for note in workload.notes(plan(tmp_path), "given", [seen])
+    )
 
 
 def test_its_rate_is_transfusers_where_it_computes_the_same_and_less_sure():
