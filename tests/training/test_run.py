@@ -20,6 +20,7 @@ def test_a_run_takes_its_steps_in_one_piece_and_the_same_ones(train_here, tmp_pa
 
     monkeypatch.setattr(run, "choose_recipe", only_the_graph)
     train_here(tmp_path / "whole")
+    assert json.loads((tmp_path / "plain/manifest.json").read_text())["cost"]["gflop"] > 0
     record = json.loads((tmp_path / "whole/speed.json").read_text())
     assert record["switches"]["graph"]["on"]
     plain, whole = (
