@@ -40,14 +40,16 @@ def test_an_agent_that_was_counted_gets_a_forecast_of_its_own(tmp_path):
     cost.keep(tmp_path, "my_fork", FORK)  # asked for by name: it comes first
     found = plan(tmp_path)
     assert found.counted == roofline.counted(162.9, 56.0)
-    assert not any("nobody has counted" in note for note in workload.notes(found, "given", []))
+    assert not any("is not known" in note for note in workload.notes(found, "given", []))
 
 
 def test_nobody_has_counted_it(tmp_path):
     notes = workload.notes(plan(tmp_path), "given", [])
-    assert any("nobody has counted what a sample of my_fork costs" in note for note in notes)
+    assert any("what a sample of my_fork costs is not known" in note for note in notes)
     seen = Observation(Workload("my_fork", 64), ONE, 100.0)
-    assert not any("nobody" in note for note in workload.notes(plan(tmp_path), "given", [seen]))
+    assert not any(
+        "is not known" in note for note in workload.notes(plan(tmp_path), "given", [seen])
+    )
 
 
 def test_its_rate_is_transfusers_where_it_computes_the_same_and_less_sure():

@@ -35,7 +35,7 @@ from convoy.host.submission import Submission, check
 from convoy.run.timeline import span
 
 EPILOG = """Ranges hold in about 80 % of cases. "one piece" is the chance that the training ends in
-one job, without meeting the time limit or losing a node; it is requeued and goes on otherwise."""
+one job, without meeting the time limit or losing a node; otherwise it is requeued and continues."""
 
 GUESS = 0.5  # a rate with a wider spread is a guess
 
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples", type=int, help="training samples (default: of cache_path, else navtrain's)"
     )
-    parser.add_argument("--val-samples", type=int, help="validation samples, likewise")
+    parser.add_argument("--val-samples", type=int, help="validation samples, with the same default")
     parser.add_argument("--submit", type=int, metavar="ROW", help="submit the job of this row")
     parser.add_argument(
         "--history", action="store_true", help="show earlier runs beside their predictions"

@@ -75,8 +75,8 @@ def notes(training: Training, source: str, runs: Sequence[Observation]) -> list[
     known = training.agent in roofline.COSTS or training.counted
     if not known and all(run.workload.agent != training.agent for run in runs):
         found.append(
-            f"nobody has counted what a sample of {training.agent} costs: convoy check --flops "
-            "with the same arguments does, in the image"
+            f"what a sample of {training.agent} costs is not known: run convoy check --flops with "
+            "the same arguments, in the image"
         )
     return found
 

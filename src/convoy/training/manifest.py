@@ -6,7 +6,6 @@ import json
 import logging
 import platform
 import subprocess
-from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -57,11 +56,13 @@ def write_manifest(
     _keep_edits(run, starts[-1] if starts else {})
 
 
-def add_cost(run: RunDirectory, count: Callable[[], Counted | None]) -> None:
-    """On rank 0: what a sample costs, for `convoy plan`; counted at the first start only."""
-    manifest = read_json(run.manifest)
-    if cost.of_manifest(manifest) is None and (counted := count()) is not None:
-        _write(run, {**manifest, cost.KEY: asdict(counted)})
+def has_cost(run: RunDirectory) -> bool:
+    return cost.of_manifest(read_json(run.manifest)) is not None
+
+
+def add_cost(run: RunDirectory, counted: Counted) -> None:
+    """On rank 0: what a sample costs; later starts keep it."""
+    _write(run, {**read_json(run.manifest), cost.KEY: asdict(counted)})
 
 
 def complete_manifest(run: RunDirectory) -> None:
