@@ -23,6 +23,7 @@ CACHE_SAMPLES_PER_CORE, CACHE_SPREAD = 25.0, 0.8
 INTERCONNECT = 2.5  # GB/s between nodes: 25 Gbit/s Ethernet
 INTERCONNECT_RANGE = (1.0, 12.0)  # 10 Gbit/s Ethernet … 100 Gbit/s InfiniBand
 HIDDEN = 0.5  # share of the compute time of a step that can hide communication
+SEVERAL_SPREAD = 0.15  # of `max` on several GPUs: it trained there, and was not timed alone
 PER_DOUBLING = 0.12  # spread added for each factor of two between a run and the shape asked for
 
 
@@ -153,7 +154,10 @@ def _from_run(
 
 def _prior(workload: Workload, shape: Shape, all_reduce: float | None) -> Rate:
     name = roofline.known_name(shape.gpu) or shape.gpu
-    spread = roofline.spread(cost_of(workload), name, _level(workload, shape))
+    level = _level(workload, shape)
+    spread = roofline.spread(cost_of(workload), name, level)
+    if level == "max" and shape.world_size > 1:
+        spread = math.hypot(spread, SEVERAL_SPREAD)
     if workload.data == "cache" and _loader(workload, shape) < _compute(workload, shape):
         spread = math.hypot(spread, CACHE_SPREAD)
     if shape.nodes > 1 and all_reduce is None:
@@ -201,9 +205,9 @@ def _accumulation(workload: Workload, shape: Shape) -> int:
 
 
 def _level(workload: Workload, shape: Shape) -> str:
-    """On several GPUs, and where batches are accumulated, `max` is `default` (docs/speed.md)."""
-    alone = shape.world_size == 1 and _accumulation(workload, shape) == 1
-    return "default" if workload.speed == "max" and not alone else workload.speed
+    """Where batches are accumulated, `max` has no graph: about `default` (docs/speed.md)."""
+    is_accumulated = _accumulation(workload, shape) > 1
+    return "default" if workload.speed == "max" and is_accumulated else workload.speed
 
 
 def _compute(workload: Workload, shape: Shape) -> float:

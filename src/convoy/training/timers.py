@@ -3,8 +3,9 @@ offers to profilers.
 
 The host's clock is read at each of them. On a GPU that is when work was handed over, so now and
 then (one step in `DEVICE_EVERY`, one in `DEVICE_SECONDS`) a step also leaves CUDA events, which are
-read in a later step, once they have passed: nothing waits for the GPU. What DistributedDataParallel's
-all-reduce takes, and how much of it the backward pass hides, comes from DDP's own timers (one iteration in a hundred).
+read in a later step, once they have passed: nothing waits for the GPU. What an all-reduce of
+DistributedDataParallel's takes, and how much of it the backward pass hides, comes from DDP's own
+timers (one iteration in a hundred).
 """
 
 import time
