@@ -7,7 +7,7 @@ One training is hurt in the middle, once each way, and continues each time with 
 `noticed`: seconds from the fault to the end of all ranks; of a hung rank it includes the watchdog's
 limit, which is 6 s here. `20 steps`: from the next start until 20 steps beyond the fault. `GPU MiB
 left`: what the cards hold more than before the training, after its end. It checkpoints every three
-seconds. What happens is printed as it happens; after `--limit` seconds all is ended.
+seconds. What happens is printed as it happens; after `--limit` seconds of training it all ends.
 """
 
 import argparse
@@ -152,10 +152,9 @@ def hurt(name: str, training: Training, clock: Clock, before: list[int]) -> dict
     }
 
 
-def measure(folder: Path, cpu: bool, clock: Clock, results: dict[str, dict[str, Any]]) -> None:
+def measure(cache: Path, cpu: bool, clock: Clock, results: dict[str, dict[str, Any]]) -> None:
     """Raises TimeoutError; `results` has what was measured until then."""
-    cache = write_cache(folder / "cache", 256, 8)
-    run = RunDirectory(folder / "run")
+    run = RunDirectory(cache.with_name("run"))
     before = gpu_memory()
     clock.say("starting a training of two ranks")
     training = Training(run, cache, cpu, clock)
@@ -178,14 +177,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--limit", type=float, default=100.0, help="seconds in all (100)")
+    parser.add_argument("--limit", type=float, default=100.0, help="seconds of all trainings (100)")
     args = parser.parse_args()
-    clock = Clock(args.limit)
     results: dict[str, dict[str, Any]] = {}
     late = None
     with tempfile.TemporaryDirectory() as temporary:
+        cache = write_cache(Path(temporary) / "cache", 256, 8)
         try:
-            measure(Path(temporary), args.cpu, clock, results)
+            measure(cache, args.cpu, Clock(args.limit), results)
         except TimeoutError as error:
             late = str(error)
     rows = [
