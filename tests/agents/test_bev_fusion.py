@@ -148,3 +148,15 @@ def test_braking_stops_but_never_reverses():
     poses = controlled(acceleration=-5.0, curvature=0.0, speed=6.0)
     steps = torch.diff(poses[:, 0], prepend=torch.zeros(1))
     assert (steps >= 0).all() and steps[-1] < 0.01
+
+
+@pytest.mark.parametrize(
+    ("given", "drawn"), [("bfloat16", "float32"), ("float32", "float32"), ("float64", "float64")]
+)
+def test_poses_are_drawn_in_float32_at_least(batch, given, drawn):
+    dtype = getattr(torch, given)
+    features, targets = ({key: value.to(dtype) for key, value in part.items()} for part in batch)
+    agent = BevFusionAgent().to(dtype)
+    predictions = agent(features)
+    assert predictions["trajectory"].dtype == getattr(torch, drawn)
+    assert agent.compute_loss(features, targets, predictions).dtype == getattr(torch, drawn)

@@ -1,9 +1,15 @@
-"""`convoy check --multirun`: a sweep's points, each checked."""
+"""`convoy check --multirun`: a sweep's points, each checked. And `--flops`."""
 
+import itertools
 import json
 
+import pytest
+import torch
+
 from convoy.commands.__main__ import main
+from convoy.run import cost
 from convoy.run.ownership import open_run
+from tests.conftest import write_sample
 
 
 def check(cache, *words, sweep=None):
@@ -46,3 +52,24 @@ def test_a_point_whose_folder_has_another_configuration(ego_cache, tmp_path, cap
     said = capsys.readouterr().err
     assert said.startswith("convoy: seed=1: The run directory") and "seed: 7 -> 1" in said
     assert check(ego_cache, "seed=0,2", sweep=tmp_path) == 0
+
+
+def test_flops_are_shown_and_kept_for_the_plan(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("NAVSIM_EXP_ROOT", str(tmp_path / "exp"))
+    features = {
+        "camera_feature": torch.zeros(3, 256, 1024),
+        "lidar_feature": torch.zeros(1, 256, 256),
+        "status_feature": torch.zeros(8),
+    }
+    for log, token in itertools.product("ab", "01"):
+        write_sample(
+            tmp_path / "cache" / log / f"{token:>016}",
+            transfuser_feature=features,
+            transfuser_target={"trajectory": torch.zeros(8, 3)},
+        )
+    words = ["agent=bev_fusion_agent", f"cache_path={tmp_path / 'cache'}", "global_batch=2"]
+    assert main(["check", "--flops", "--", *words, "data.val_fraction=0.5"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("bev_fusion_agent: 0.173 GFLOP a sample, forward and backward (0.062 ")
+    found = cost.kept(tmp_path / "exp", "bev_fusion_agent")
+    assert found is not None and found.parameters == pytest.approx(0.869, rel=1e-3)

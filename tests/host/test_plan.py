@@ -83,7 +83,8 @@ def test_the_notes_table_with_what_was_then_measured(notes):
 
 def test_the_notes_table_as_promised_has_a_limit_in_it(notes):
     """Even with the notes' own 30 min an epoch on 4 L40S, 20 h do not fit into the 12 h limit."""
-    promised = Observation(Workload("vit", 88, "cache"), Shape("l40s", 1, 4, 32), 85_109 / 1800)
+    workload = Workload("vit", 88, "cache", speed="default")
+    promised = Observation(workload, Shape("l40s", 1, 4, 32), 85_109 / 1800)
     four = named(make(notes, TRAINING, [promised]))["1 node x 4 l40s on l40s_public"]
     assert four.training.expected > 20 * 3600 and four.segments == 2
 

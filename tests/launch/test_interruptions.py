@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from convoy.launch.survivors import is_alive
 from convoy.run.events import read
 from convoy.run.layout import RunDirectory
+from convoy.training.watchdog import read_states
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = (
@@ -48,17 +50,8 @@ class Training:
 
     def ranks(self):
         """Process ids by rank."""
-        found = {}
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                line = (process / "cmdline").read_bytes().decode().split("\0")
-                environment = (process / "environ").read_bytes().decode().split("\0")
-            except OSError:
-                continue
-            if f"run_dir={self.run.root}" in line and "convoy.launch.rank" in line:
-                rank = next(entry for entry in environment if entry.startswith("RANK="))
-                found[int(rank.removeprefix("RANK="))] = int(process.name)
-        return found
+        states = read_states(self.run, world_size=2)
+        return {state.rank: state.pid for state in states if is_alive(state.pid)}
 
     def wait_for_steps(self, steps=5):
         deadline = time.monotonic() + 240

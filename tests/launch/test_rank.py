@@ -15,6 +15,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from convoy.run.layout import RunDirectory
+from convoy.training.watchdog import read_states
+
 EGO = (
     "agent=foreign_agent",
     "data.val_fraction=0.25",
@@ -219,20 +222,14 @@ def test_a_killed_rank_ends_the_run_and_the_same_command_finishes_it(settings, t
     """SIGKILL one of two ranks in mid-training, as an out-of-memory killer does; then start the
     same command again."""
     endless = ["trainer.params.max_epochs=100000", "checkpoint.every_minutes=0"]
-    last, pid = tmp_path / "run/checkpoints/last.ckpt", None
+    last = tmp_path / "run/checkpoints/last.ckpt"
     with ThreadPoolExecutor(1) as background:
         running = background.submit(train, *settings, *endless, processes=2)
         deadline = time.monotonic() + 300
         while not last.is_file():
             assert time.monotonic() < deadline and not running.done(), running.result().stdout
             time.sleep(0.2)
-        pid = next(
-            process
-            for process in Path("/proc").glob("[0-9]*")
-            if f"run_dir={tmp_path / 'run'}" in _command_line(process)
-            and _environment(process).get("RANK") == "1"
-        )
-        os.kill(int(pid.name), signal.SIGKILL)
+        os.kill(read_states(RunDirectory(tmp_path / "run"), 2)[1].pid, signal.SIGKILL)
         done = running.result()
     assert done.returncode == 1
     assert re.search(
@@ -258,17 +255,6 @@ def _command_line(process):
         return (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
     except OSError:
         return ""
-
-
-def _environment(process):
-    try:
-        return dict(
-            entry.split("=", 1)
-            for entry in (process / "environ").read_text().split("\0")
-            if "=" in entry
-        )
-    except OSError:
-        return {}
 
 
 def test_navsims_ego_status_mlp_trains_unedited(navsim_tree, ego_cache, train, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 
 from convoy.errors import ExitCode
 from convoy.launch.signals import children
+from convoy.launch.survivors import is_alive
 
 SRC = Path(__file__).parents[2] / "src"
 
@@ -61,13 +62,6 @@ def pair(tmp_path):
     launcher.wait()
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def wait_for(condition) -> None:
     deadline = time.monotonic() + 60
     while not condition():
@@ -108,9 +102,8 @@ def test_ranks_end_at_once_with_their_launcher():
         "child = subprocess.Popen(rank, stdout=subprocess.PIPE)\n"
         "child.stdout.readline()\n"
         "print(child.pid, flush=True)\n"
-        "end_ranks(delay=0)\n"
+        "end_ranks(grace=0, writing=0)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert done.returncode == ExitCode.RESUMABLE
-    state = Path(f"/proc/{int(done.stdout)}/stat")
-    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] in {"Z", "X"}
+    assert not is_alive(int(done.stdout))

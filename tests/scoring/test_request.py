@@ -86,5 +86,5 @@ def test_out_is_one_directory(run_directory, tmp_path):
     with pytest.raises(ConvoyError, match="--out is one directory, and 2 checkpoints"):
         requests(asked(run_directory, **several))
     agent = "agent=constant_velocity_agent"
-    with pytest.raises(ConvoyError, match="Where are the scores to go"):
+    with pytest.raises(ConvoyError, match="Where should the scores go"):
         requests(asked(None, agent))

@@ -5,6 +5,7 @@ import json
 import torch
 from omegaconf import OmegaConf
 
+from convoy.run.cost import Counted
 from convoy.run.layout import RunDirectory
 from convoy.training import manifest
 
@@ -42,3 +43,14 @@ def test_the_fingerprint_is_of_names_and_order():
 def test_a_place_that_cannot_be_written_ends_nothing(tmp_path):
     (tmp_path / "file").touch()
     manifest.write_manifest(RunDirectory(tmp_path / "file" / "run"), CONFIG, {})
+
+
+def test_later_starts_keep_the_cost_of_a_sample(tmp_path):
+    run = RunDirectory(tmp_path)
+    manifest.write_manifest(run, CONFIG, {})
+    assert not manifest.has_cost(run)
+    manifest.add_cost(run, Counted(1.0, 3.0, 2.0))
+    manifest.write_manifest(run, CONFIG, {})
+    written = json.loads(run.manifest.read_text())
+    assert written["cost"] == {"gflop_forward": 1.0, "gflop": 3.0, "parameters": 2.0}
+    assert written["switches"] and manifest.has_cost(run)

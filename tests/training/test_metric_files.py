@@ -29,7 +29,7 @@ def test_rows_wait_for_room_and_none_is_torn(tmp_path, disk, caplog):
     for step in (2, 3):
         log.log_metrics({"train/loss": float(step)}, step)
         log.save()
-    assert caplog.text.count("The training goes on") == 1
+    assert caplog.text.count("The training continues") == 1
     assert [row["step"] for row in csv.DictReader(path.open())] == ["1"]
     disk(None)
     log.log_metrics({"train/loss": 4.0}, 4)
@@ -71,4 +71,4 @@ def test_tensorboard_without_room_ends_nothing(tmp_path, disk, caplog):
         log.experiment.add_image("map", torch.rand(3, 64, 64), step)
         log.experiment.flush()
     log.finalize("success")
-    assert caplog.text.count("The training goes on") == 1
+    assert caplog.text.count("The training continues") == 1

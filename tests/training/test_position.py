@@ -150,8 +150,14 @@ def test_counters_are_rescaled_in_whole_steps():
         rescale(progress, 4, 1)
 
 
-def test_transfuser_too(in_process, navsim_tree, tmp_path):
+ON_GPU = ("trainer.params.accelerator=gpu", "trainer.params.precision=bf16-mixed", "speed=default")
+
+
+@pytest.mark.parametrize("on_gpu", [False, True], ids=["host", "GPU"])
+def test_transfuser_too(in_process, navsim_tree, tmp_path, on_gpu, request):
     """NAVSIM's own, unedited: dropout, batch statistics, resizing and its callback's pictures."""
+    if on_gpu:
+        request.getfixturevalue("cuda")
     write_cache(tmp_path / "cache", samples=16, logs=4, seed=0)
     backbone = write_random_backbone("resnet34", tmp_path / "backbone")
     settings = (
@@ -161,13 +167,14 @@ def test_transfuser_too(in_process, navsim_tree, tmp_path):
         "data.val_fraction=0.25",
         "global_batch=4",  # three steps
         "trainer.params.max_epochs=1",
+        *(ON_GPU if on_gpu else ()),
     )
     whole, parts = (f"run_dir={tmp_path / name}" for name in ("whole", "parts"))
     in_process(*settings, whole)
-    request = StopRequest()
-    request.ask(signal.SIGTERM)
+    stop = StopRequest()
+    stop.ask(signal.SIGTERM)
     with pytest.raises(StoppedEarly, match="after step 1;"):
-        in_process(*settings, parts, request=request)
+        in_process(*settings, parts, request=stop)
     in_process(*settings, parts)
     assert_same(end_of(tmp_path / "parts"), end_of(tmp_path / "whole"))
 

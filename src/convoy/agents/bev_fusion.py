@@ -80,7 +80,8 @@ class BevFusionAgent(nn.Module):
         scale = status.new_tensor([1, 1, 1, 1, _SPEED_SCALE, _SPEED_SCALE, 1, 1])
         encoded = [self.camera(camera), self.lidar(lidar), self.status(status / scale)]
         controls = self.head(self.fusion(torch.cat(encoded, dim=1)))
-        return {"trajectory": _drive(status[:, 4], *controls.float().chunk(2, dim=1))}
+        controls = controls.to(torch.promote_types(controls.dtype, torch.float32))
+        return {"trajectory": _drive(status[:, 4], *controls.chunk(2, dim=1))}
 
     def compute_loss(
         self,
@@ -90,7 +91,8 @@ class BevFusionAgent(nn.Module):
     ) -> Tensor:
         """Mean L1 of x and y in metres plus `HEADING_WEIGHT` times that of the heading in
         radians."""
-        error = (predictions["trajectory"] - targets["trajectory"].to(torch.float32)).abs()
+        trajectory = predictions["trajectory"]
+        error = (trajectory - targets["trajectory"].to(trajectory.dtype)).abs()
         return error[..., :2].mean() + HEADING_WEIGHT * error[..., 2].mean()
 
     def get_optimizers(self) -> torch.optim.Optimizer:

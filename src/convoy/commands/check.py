@@ -1,6 +1,6 @@
 """`convoy check`: what a training run would be, checked before anything is started.
 
-Imports no torch, but for --fit.
+Imports no torch, but for --fit and --flops.
 """
 
 import argparse
@@ -16,8 +16,10 @@ from convoy import config
 from convoy.commands.console import console
 from convoy.config import Settings, multirun
 from convoy.errors import ConvoyError, ExitCode
+from convoy.host import workload
 from convoy.navsim import tree
-from convoy.run.ownership import require_same_configuration
+from convoy.run import cost
+from convoy.run.ownership import experiments, require_same_configuration
 from convoy.topology import Topology
 
 if TYPE_CHECKING:
@@ -39,7 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="find the largest batch per rank that fits on the GPU here, with real steps of the "
         "agent (about a minute); nothing is changed",
     )
-    parser.add_argument("--json", action="store_true", help="with --fit: print it as JSON")
+    parser.add_argument(
+        "--flops",
+        action="store_true",
+        help="count the floating-point operations of a sample, on this machine's CPU, and keep "
+        "them for convoy plan",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="with --fit and --flops: print it as JSON"
+    )
     parser.add_argument("--quiet", action="store_true", help="print errors only")
     parser.add_argument(
         "--multirun",
@@ -66,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
         require_same_configuration(Path(settings.config.run_dir), settings.config)
     if args.fit:
         return _fit(settings, args.json)
+    if args.flops:
+        return _flops(settings, args.overrides, args.json)
     if not args.quiet:
         table = Table("setting", "value", title="convoy check")
         batches = settings.batches
@@ -107,6 +119,42 @@ def _fit(settings: Settings, as_json: bool) -> int:
         return ExitCode.FINISHED
     for line in _advice(found, fit.MARGIN, now):
         out.print(line, highlight=False, soft_wrap=True)
+    return ExitCode.FINISHED
+
+
+def _flops(settings: Settings, words: Sequence[str], as_json: bool) -> int:
+    import torch
+
+    from convoy.agents.calls import AgentCalls
+    from convoy.training import fit, flops
+
+    config = settings.config
+    agent, sample, tokens = fit.agent_with_samples(config, settings.batches, torch.device("cpu"))
+    counted = flops.count(agent, AgentCalls(agent), sample, tokens)
+    if counted is None:
+        raise ConvoyError(
+            f"The operations of {type(agent).__name__} could not be counted: torch's counter "
+            "cannot follow it, or it has no matrix product and no convolution. convoy plan learns "
+            "from a first short run instead."
+        )
+    name = workload.settings(words)["agent"]
+    try:
+        path = cost.keep(experiments(), name, counted)
+    except OSError as error:
+        raise ConvoyError(
+            f"{experiments()} cannot be written: {error.strerror}. Set NAVSIM_EXP_ROOT to another "
+            "folder, the one that convoy plan looks at."
+        ) from error
+    if as_json:
+        print(json.dumps(asdict(counted), indent=1))
+        return ExitCode.FINISHED
+    console().print(
+        f"{name}: {counted.gflop:.3g} GFLOP a sample, forward and backward "
+        f"({counted.gflop_forward:.3g} forward), {counted.parameters:.3g} M parameters.\n"
+        f"convoy plan reads it from {path}.",
+        highlight=False,
+        soft_wrap=True,
+    )
     return ExitCode.FINISHED
 
 

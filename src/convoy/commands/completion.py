@@ -39,7 +39,7 @@ compdef _convoy convoy
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = 'Into ~/.bashrc: eval "$(convoy completion bash)"; zsh likewise.'
+    parser.epilog = 'Into ~/.bashrc: eval "$(convoy completion bash)"; the same for zsh.'
     parser.add_argument("shell", nargs="?", choices=("bash", "zsh"), default="bash")
     # In one argument, a word a line: argparse takes a -- among several for its own.
     parser.add_argument("--words", help=argparse.SUPPRESS)

@@ -23,9 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rank", type=int, help="the log of this rank (default: the job's own log)"
     )
     parser.add_argument("--lines", type=int, help="the last lines only (default: all)")
-    parser.add_argument(
-        "--follow", action="store_true", help="go on showing what is added, until Ctrl-C"
-    )
+    parser.add_argument("--follow", action="store_true", help="keep showing new lines until Ctrl-C")
 
 
 def run(args: argparse.Namespace) -> int:

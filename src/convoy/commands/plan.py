@@ -35,7 +35,7 @@ from convoy.host.submission import Submission, check
 from convoy.run.timeline import span
 
 EPILOG = """Ranges hold in about 80 % of cases. "one piece" is the chance that the training ends in
-one job, without meeting the time limit or losing a node; it is requeued and goes on otherwise."""
+one job, without meeting the time limit or losing a node; otherwise it is requeued and continues."""
 
 GUESS = 0.5  # a rate with a wider spread is a guess
 
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples", type=int, help="training samples (default: of cache_path, else navtrain's)"
     )
-    parser.add_argument("--val-samples", type=int, help="validation samples, likewise")
+    parser.add_argument("--val-samples", type=int, help="validation samples, with the same default")
     parser.add_argument("--submit", type=int, metavar="ROW", help="submit the job of this row")
     parser.add_argument(
         "--history", action="store_true", help="show earlier runs beside their predictions"
@@ -91,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
     training, samples_source = workload.read(
         [*settings.overrides, *args.overrides], args.samples, args.val_samples
     )
+    training = workload.counted(training, earlier, settings.experiments)
     account = args.account or settings.sbatch_options.get("account") or _job_file_account(root)
     observations = [found for found in map(history.observation, earlier) if found is not None]
     if args.cluster:
@@ -99,15 +100,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         picture = cluster.read(getpass.getuser())
     rows = _rows(args, settings, picture, training, account, observations, checks)
-    notes = [
-        f"{training.agent}: {training.epochs} epochs of {training.samples:,} samples "
-        f"({samples_source}), "
-        f"{len(observations)} earlier run{'' if len(observations) == 1 else 's'} to learn from"
-    ]
-    if training.global_batch is None:
-        notes.append(
-            "global_batch is not set: rows with more GPUs take fewer, larger steps (NAVSIM's way)"
-        )
+    notes = workload.notes(training, samples_source, observations)
     if any(row.rate is not None and row.rate.spread > GUESS for row in rows):
         notes.append(
             "speeds are guesses from data sheets: train one epoch on one node, and plan again"

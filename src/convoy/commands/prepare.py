@@ -53,10 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--allow-non-finite", action="store_true", help="keep samples with NaN or infinite values"
     )
     parser.add_argument(
-        "--retry-failed", action="store_true", help="do shards again that left samples out"
+        "--retry-failed", action="store_true", help="prepare shards again that left samples out"
     )
     parser.add_argument(
-        "--no-verify", action="store_true", help="do not read everything again at the end"
+        "--no-verify",
+        action="store_true",
+        help="do not read everything again for the check at the end",
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
 

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--changed",
         default="",
         metavar="FILES",
-        help="files of the launch that are newer than the job's submission, a line each",
+        help="files of the launch that are newer than the job's submission, one per line",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="the training's own arguments"

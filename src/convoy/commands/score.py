@@ -86,11 +86,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-baselines",
         action="store_true",
-        help="do not score the human and constant velocity beside it",
+        help="do not score the human driver and constant velocity as well",
     )
-    parser.add_argument(
-        "--retry-failed", action="store_true", help="score scenes again that failed"
-    )
+    parser.add_argument("--retry-failed", action="store_true", help="score failed scenes again")
     parser.add_argument(
         "--compare",
         nargs=2,

@@ -61,10 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sweep",
         type=Path,
         metavar="DIR",
-        help="the sweep's folder; without --multirun: submit what of it is not finished",
+        help="the sweep's folder; without --multirun: submit its unfinished points",
     )
     parser.add_argument(
-        "--concurrency", type=int, metavar="N", help="at most so many points of a sweep at once"
+        "--concurrency", type=int, metavar="N", help="the most points of a sweep that run at once"
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="the training's own arguments, after --"

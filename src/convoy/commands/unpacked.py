@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("disk", type=Path, help="the node's folder for unpacked images")
     parser.add_argument("--shown", help="what messages call it")
     parser.add_argument(
-        "--room", action="store_true", help="look whether the image finds room there, too"
+        "--room", action="store_true", help="also check that there is room for the image"
     )
 
 

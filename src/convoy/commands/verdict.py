@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("agreement", help="the line that `convoy rendezvous` printed for the start")
     parser.add_argument("--status", type=int, default=1, help="what srun ended with")
     parser.add_argument("--job", default="", help="what `scontrol show job` says")
-    parser.add_argument("--answering", help="nodes that took a step afterwards, a line each")
-    parser.add_argument("--asked", help="the signal by which the batch script was told to stop")
+    parser.add_argument("--answering", help="nodes that answered afterwards, one per line")
+    parser.add_argument("--asked", help="the signal that asked the batch script to stop")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -140,8 +140,8 @@ class DataModule(pl.LightningDataModule):
         if state_dict["samples"] != len(self.train_split.samples):
             raise ConvoyError(
                 f"The checkpoint was trained on {state_dict['samples']} samples; the training "
-                f"split now has {len(self.train_split.samples)}. Go on with the cache and logs of "
-                "its start, or give a new run_dir."
+                f"split now has {len(self.train_split.samples)}. Continue with the cache and logs "
+                "that it started with, or give a new run_dir."
             )
         self.train_order.resume(state_dict["epoch"], state_dict["consumed"])
 

@@ -59,7 +59,7 @@ def run(
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
             raise ConvoyError(
-                "A worker process was killed, most likely for want of memory. "
+                "A worker process was killed, most likely because memory ran out. "
                 "Run the same command again with fewer workers; finished samples are kept."
             ) from error
         finally:

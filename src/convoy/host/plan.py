@@ -13,7 +13,7 @@ from convoy.errors import ConvoyError
 from convoy.global_batch import BatchPlan, plan_batches
 from convoy.host import roofline, speed_model, words
 from convoy.host.cluster_model import Cluster, Node, Partition
-from convoy.host.roofline import COSTS, UNKNOWN
+from convoy.host.roofline import COSTS, UNKNOWN, Cost
 from convoy.host.speed_model import Observation, Rate, Shape, Workload
 from convoy.host.starts import Wait
 
@@ -40,6 +40,7 @@ class Training:
     data: str = "shards"
     workers: int = 4
     speed: str = "max"
+    counted: Cost | None = None
 
 
 @dataclass(frozen=True)
@@ -245,6 +246,7 @@ def forecast(
         training.workers,
         training.speed,
         training.rank_batch,
+        training.counted,
     )
     rate = calibrate(speed_model.predict(workload, shape, observations))
     work = training.samples + VALIDATION * training.val_samples

@@ -62,15 +62,20 @@ class Cost:
     gib_per_sample: float | None = None
 
 
-# TransFuser: 162.9 GFLOP counted; the other two numbers fitted to `speed=max` on one H100 (1,163
-# and 1,291 samples/s at batch 64 and 128) and one H200 (1,317 and 1,444). EgoStatusMLP: its step
-# is the host's alone. The last is for agents that nobody has measured or counted.
+# TransFuser: 162.9 GFLOP counted; what is fixed was fitted to `speed=max` on one H100 and one H200
+# at batch 64 and 128, the traffic to 1,293 samples/s on one H100 at batch 64, since operators that
+# moved less came later. EgoStatusMLP: its step is the host's alone. UNKNOWN is for agents that
+# nobody has measured or counted.
 COSTS = {
-    "transfuser_agent": Cost(162.9, 0.71, 56.0, 9.3, 0.1, 0.18),
+    "transfuser_agent": Cost(162.9, 0.48, 56.0, 9.3, 0.1, 0.18),
     "ego_status_mlp_agent": Cost(0.004, 0.0001, 0.6, 3.7, 0.3, 0.001),
 }
 UNKNOWN = Cost(420.0, 1.8, 60.0, 10.0, 0.9)
 MEASURED_ON = ("h100", "h200")
+# Of agents that were counted but not measured: TransFuser's traffic for each GFLOP. The spread is
+# a judgement: networks reach a fifth to a half of a card's peak.
+GIGABYTES_PER_GFLOP = 0.48 / 162.9
+COUNTED_SPREAD, COUNTED_SMALL_SPREAD = 0.5, 0.6
 
 EFFICIENCY = 0.345  # of the peak, of a compiled step with bf16: fitted with the costs above
 OPTIMIZER_BYTES = 28.0  # per parameter: Adam reads four float32 values and writes three
@@ -87,14 +92,21 @@ class Level:
 
 
 # Of TransFuser on one H200, batch 64: `default` 86 ms of GPU time, 480 to 570 samples/s (the host
-# bounds it); `plain` 394 with the batch on the GPU, 359 from shards.
+# bounds it; before operators that moved less); `plain` 394 with the batch on the GPU, 359 from
+# shards.
 LEVELS = {
     "max": Level(1.0, 0.0, 0.0),
-    "default": Level(1.77, 122.0, 0.2),
-    "plain": Level(3.65, 150.0, 0.2),
+    "default": Level(1.89, 122.0, 0.2),
+    "plain": Level(3.89, 150.0, 0.2),
 }
-SMALL_LEVELS = {"max": 3.7, "default": 5.8, "plain": 7.6}  # ms of EgoStatusMLP's step
+SMALL_LEVELS = {"max": 1.4, "default": 5.8, "plain": 7.6}  # ms of EgoStatusMLP's step
 SMALL = 1.0  # GFLOP: below it launches alone count
+
+
+def counted(gflop: float, parameters: float) -> Cost:
+    """Of an agent whose operations and parameters are known and no more."""
+    spread = COUNTED_SMALL_SPREAD if gflop < SMALL else COUNTED_SPREAD
+    return Cost(gflop, gflop * GIGABYTES_PER_GFLOP, parameters, UNKNOWN.fixed_ms, spread)
 
 
 def step_seconds(cost: Cost, device: Device, batch: float, speed: str = "max") -> float:

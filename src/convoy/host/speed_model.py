@@ -9,7 +9,7 @@ which backward hides a part (PyTorch DDP overlaps buckets: Li et al., VLDB 2020)
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from convoy.host import roofline
 from convoy.host.roofline import COSTS, UNKNOWN, UNKNOWN_DEVICE, Cost
@@ -23,6 +23,7 @@ CACHE_SAMPLES_PER_CORE, CACHE_SPREAD = 25.0, 0.8
 INTERCONNECT = 2.5  # GB/s between nodes: 25 Gbit/s Ethernet
 INTERCONNECT_RANGE = (1.0, 12.0)  # 10 Gbit/s Ethernet … 100 Gbit/s InfiniBand
 HIDDEN = 0.5  # share of the compute time of a step that can hide communication
+SEVERAL_SPREAD = 0.15  # of `max` on several GPUs: it trained there, and was not timed alone
 PER_DOUBLING = 0.12  # spread added for each factor of two between a run and the shape asked for
 
 
@@ -43,7 +44,7 @@ class Shape:
 @dataclass(frozen=True)
 class Workload:
     """What the rate depends on besides the GPUs; `data` is "shards" or "cache", `speed` the
-    setting of that name."""
+    setting of that name, `counted` what its samples cost where somebody counted."""
 
     agent: str
     global_batch: int
@@ -51,6 +52,7 @@ class Workload:
     workers: int = 4
     speed: str = "max"
     rank_batch: int = 64  # the most samples that a GPU holds at once
+    counted: Cost | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,11 @@ def predict(
     counts.
     """
     all_reduce = all_reduce or _measured(observations)
-    alike = [seen for seen in observations if seen.workload.agent == workload.agent]
+    alike = [
+        replace(seen, workload=replace(seen.workload, counted=workload.counted))
+        for seen in observations
+        if seen.workload.agent == workload.agent
+    ]
     same_gpu = [seen for seen in alike if seen.shape.gpu == shape.gpu]
     if same_gpu:
         return _from_run(workload, shape, _closest(workload, shape, same_gpu), all_reduce)
@@ -148,13 +154,18 @@ def _from_run(
 
 def _prior(workload: Workload, shape: Shape, all_reduce: float | None) -> Rate:
     name = roofline.known_name(shape.gpu) or shape.gpu
-    spread = roofline.spread(cost_of(workload), name, _level(workload, shape))
+    level = _level(workload, shape)
+    spread = roofline.spread(cost_of(workload), name, level)
+    if level == "max" and shape.world_size > 1:
+        spread = math.hypot(spread, SEVERAL_SPREAD)
     if workload.data == "cache" and _loader(workload, shape) < _compute(workload, shape):
         spread = math.hypot(spread, CACHE_SPREAD)
     if shape.nodes > 1 and all_reduce is None:
         low, high = (_model(workload, shape, bandwidth) for bandwidth in INTERCONNECT_RANGE)
         spread = math.hypot(spread, math.log(high / low) / (2 * RANGE))
-    return Rate(_model(workload, shape, all_reduce), spread, "roofline, no earlier run")
+    counted = workload.agent not in COSTS and workload.counted is not None
+    source = f"roofline{', operations counted' if counted else ''}, no earlier run"
+    return Rate(_model(workload, shape, all_reduce), spread, source)
 
 
 def _model(workload: Workload, shape: Shape, all_reduce: float | None) -> float:
@@ -186,7 +197,7 @@ def _without_communication(run: Observation, all_reduce: float | None) -> float:
 
 
 def cost_of(workload: Workload) -> Cost:
-    return COSTS.get(workload.agent, UNKNOWN)
+    return COSTS.get(workload.agent) or workload.counted or UNKNOWN
 
 
 def _accumulation(workload: Workload, shape: Shape) -> int:
@@ -194,9 +205,9 @@ def _accumulation(workload: Workload, shape: Shape) -> int:
 
 
 def _level(workload: Workload, shape: Shape) -> str:
-    """On several GPUs, and where batches are accumulated, `max` is `default` (docs/speed.md)."""
-    alone = shape.world_size == 1 and _accumulation(workload, shape) == 1
-    return "default" if workload.speed == "max" and not alone else workload.speed
+    """Where batches are accumulated, `max` has no graph: about `default` (docs/speed.md)."""
+    is_accumulated = _accumulation(workload, shape) > 1
+    return "default" if workload.speed == "max" and is_accumulated else workload.speed
 
 
 def _compute(workload: Workload, shape: Shape) -> float:

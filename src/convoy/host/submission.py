@@ -129,7 +129,7 @@ def _require_time(effective: Mapping[str, str], estimate: str | None) -> None:
         raise ConvoyError(
             f"--time={effective['time']} is over the limit of partition {partition}, "
             f"{slurm_time(allowed)}: the job would never start. Ask for less; the same command "
-            "goes on from the last checkpoint."
+            "continues from the last checkpoint."
         )
     if total is not None and int(effective["nodes"]) > total:
         raise ConvoyError(
@@ -181,8 +181,8 @@ def _require_within(what: str, needed: int | None, limit: str) -> None:
         hours = "unlimited" if needed is None else f"{needed / 3600:.1f} h"
         raise ConvoyError(
             f"The time limit {limit} is shorter than {what} ({hours}). Give --time, or more nodes; "
-            "or submit in parts: the same command with the same run_dir goes on, then without "
-            "--estimate."
+            "or submit in parts: leave --estimate out, and submit the same command with the same "
+            "run_dir again."
         )
 
 

@@ -104,7 +104,7 @@ def _standing(found: Found, run: Story | None, now: float) -> tuple[str, str]:
     how = f" ({last['kind']})" if last.get("kind") else ""
     return (
         "ENDED",
-        f"not in the queue, and not finished{how}: the same command goes on from its last "
+        f"not in the queue, and not finished{how}: the same command continues from its last "
         "checkpoint",
     )
 

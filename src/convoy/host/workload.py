@@ -2,11 +2,16 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from convoy.errors import ConvoyError
+from convoy.host import roofline
 from convoy.host.history import data_kind
 from convoy.host.plan import Training
+from convoy.host.speed_model import Observation
+from convoy.run import cost
+from convoy.run.story import Story
 
 # navtrain: samples of NAVSIM's training and validation logs (NAVSIM's own split of its cache).
 NAVTRAIN, NAVTRAIN_VAL = 85_109, 18_179
@@ -44,6 +49,36 @@ def read(
         _whole(given, "dataloader.params.num_workers", least=0),
         given["speed"],
     ), source
+
+
+def counted(training: Training, earlier: Sequence[Story], experiments: Path) -> Training:
+    """With what its samples cost, as `convoy check --flops` or the newest run counted it."""
+    found = cost.kept(experiments, training.agent)
+    for run in earlier if found is None else ():
+        if run.agent == training.agent and (found := cost.of_manifest(run.manifest)):
+            break
+    if found is None:
+        return training
+    return replace(training, counted=roofline.counted(found.gflop, found.parameters))
+
+
+def notes(training: Training, source: str, runs: Sequence[Observation]) -> list[str]:
+    """What a person should know of the workload; `source` is that of the number of samples."""
+    found = [
+        f"{training.agent}: {training.epochs} epochs of {training.samples:,} samples ({source}), "
+        f"{len(runs)} earlier run{'' if len(runs) == 1 else 's'} to learn from"
+    ]
+    if training.global_batch is None:
+        found.append(
+            "global_batch is not set: rows with more GPUs take fewer, larger steps (NAVSIM's way)"
+        )
+    known = training.agent in roofline.COSTS or training.counted
+    if not known and all(run.workload.agent != training.agent for run in runs):
+        found.append(
+            f"what a sample of {training.agent} costs is not known: run convoy check --flops with "
+            "the same arguments, in the image"
+        )
+    return found
 
 
 def settings(overrides: Sequence[str]) -> dict[str, str]:

@@ -7,16 +7,21 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from convoy.errors import ConvoyError, ExitCode
 from convoy.health.memory import read_memory
 from convoy.launch import error_file, verdict
 from convoy.launch.signals import passed_on
+from convoy.launch.survivors import ended_soon
 from convoy.run.layout import RunDirectory
 from convoy.topology import Launch
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 RESUMABLE = int(ExitCode.RESUMABLE)
 # They announce each rank's end; the report says it once.
@@ -51,11 +56,13 @@ def run_torchrun(
     launch: Launch,
     run: RunDirectory,
     told: Callable[[signal.Signals], None],
+    failed: Callable[[int], None],
 ) -> Failed | None:
     """Run this node's ranks to their end; None where all finished.
 
-    Signals that ask to stop go to the ranks, and `told` hears of the first. Every rank that failed
-    has a record in the run directory afterwards. Raises SystemExit where the ranks saved and
+    Signals that ask to stop go to the ranks, and `told` hears of the first. When a rank fails,
+    `failed` hears its exit code at once, and the others end soon (`survivors`). Every rank that
+    failed has a record in the run directory afterwards. Raises SystemExit where the ranks saved and
     stopped, or a signal ended the agent before it had ranks; ConvoyError where the nodes could not
     meet.
     """
@@ -75,24 +82,27 @@ def run_torchrun(
     for name in SILENCED:
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     host = socket.gethostname()
-    memory = read_memory()
-    died: list[verdict.Failure] = []
+    witness = _Witness(run, launch.start, host)
+
+    def ended_first(ends: Mapping[int, "ProcessFailure"]) -> bool:
+        if witness.saw_a_stop(ends):
+            return False
+        witness.record(ends)
+        failed(witness.verdict().exit_code)
+        return True
+
     try:
-        with _standard_error_to(run.agent_log(host)), passed_on(told):
+        with (
+            _standard_error_to(run.agent_log(host)),
+            passed_on(told),
+            ended_soon(ended_first) as cut,
+        ):
             torchrun(parse_args(list(arguments)))
         return None
     except ChildFailedError as error:
-        stopped = {end.exitcode for end in error.failures.values()} == {ExitCode.RESUMABLE}
-        if stopped and not verdict.read(run, launch.start):  # asked to; else a watchdog's record
+        if witness.saw_a_stop(error.failures):
             raise SystemExit(RESUMABLE) from error
-        now = read_memory()
-        starved = now if (now.kills or 0) > (memory.kills or 0) else None
-        died = [
-            error_file.find(end.error_file_data.get("message"))
-            or verdict.died(rank, host, end.exitcode, starved.described if starved else None)
-            for rank, end in error.failures.items()
-            if end.exitcode != RESUMABLE
-        ]
+        witness.record({rank: end for rank, end in error.failures.items() if rank not in cut})
     except RendezvousError as error:
         # The rendezvous also goes away with a node that failed first: then that one's record tells.
         if not verdict.read(run, launch.start):
@@ -102,14 +112,41 @@ def run_torchrun(
             ) from error
     except SignalException as stopped:
         raise SystemExit(RESUMABLE) from stopped
-    recorded = True
-    for failure in died:
-        try:
-            verdict.write(run, launch.start, failure)
-        except OSError:  # a full disk may be what it failed of
-            recorded = False
-    failures = verdict.read(run, launch.start) if recorded else died
-    return Failed(tuple(failures or died), run, recorded)
+    return witness.verdict()
+
+
+class _Witness:
+    """Sees this node's ranks end, and leaves a record of those that failed without one."""
+
+    def __init__(self, run: RunDirectory, start: str, host: str) -> None:
+        self._run, self._start, self._host = run, start, host
+        self._memory = read_memory()
+        self._died: dict[int, verdict.Failure] = {}
+        self._recorded = True
+
+    def saw_a_stop(self, ends: Mapping[int, "ProcessFailure"]) -> bool:
+        """Whether all of them saved and stopped: asked to, or else a watchdog left a record."""
+        stopped = {end.exitcode for end in ends.values()} == {ExitCode.RESUMABLE}
+        return stopped and not verdict.read(self._run, self._start)
+
+    def record(self, ends: Mapping[int, "ProcessFailure"]) -> None:
+        now = read_memory()
+        starved = now.described if (now.kills or 0) > (self._memory.kills or 0) else None
+        for rank, end in ends.items():
+            if end.exitcode == RESUMABLE or rank in self._died:
+                continue
+            self._died[rank] = error_file.find(end.error_file_data.get("message")) or verdict.died(
+                rank, self._host, end.exitcode, starved
+            )
+            try:
+                verdict.write(self._run, self._start, self._died[rank])
+            except OSError:  # a full disk may be what it failed of
+                self._recorded = False
+
+    def verdict(self) -> Failed:
+        died = tuple(self._died.values())
+        failures = verdict.read(self._run, self._start) if self._recorded else died
+        return Failed(tuple(failures or died), self._run, self._recorded)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 from convoy import config
 from convoy.errors import ConvoyError, ExitCode
-from convoy.launch import nccl, network, verdict, vitals
+from convoy.launch import nccl, network, survivors, verdict, vitals
 from convoy.launch.agent import load_torchrun, run_torchrun
 from convoy.launch.interface import choose_interface
 from convoy.launch.peers import LostNode, Peers, in_touch, is_failure
@@ -26,7 +26,9 @@ from convoy.run.ownership import choose_root, require_same_configuration
 from convoy.run.record import Software, record_start
 from convoy.topology import Agreement, Launch, is_first_task
 
-GRACE = 10.0  # seconds that ranks have to end by themselves once those of another node have failed
+GONE = 1.0  # seconds that ranks have to end by themselves once another node has gone
+STOPPED = 10.0  # seconds after which ranks here have stopped too, once those of a node have
+WRITING = 4.0  # the same for one that is writing a file; the batch script waits for 5
 
 
 def train_on_node(launch: Launch, overrides: Sequence[str], agreed: Agreement | None = None) -> int:
@@ -52,6 +54,7 @@ class Part:
 
     def __init__(self, run: RunDirectory, launch: Launch) -> None:
         self._run, self._launch = run, launch
+        self._peers: Peers | None = None
         self._state = node_state.begin(run, launch.start, launch.host)
 
     def take(self, address: str, overrides: Sequence[str], agreed: Agreement | None = None) -> int:
@@ -74,6 +77,7 @@ class Part:
         load_torchrun()
         endpoint = network.host_and_port(agreed.peers)
         with in_touch(launch.hosts, launch.host, endpoint) as peers:
+            self._peers = peers
             code = int(ExitCode.FAILED)
             try:
                 code = self._preflight(Path(agreed.data), peers)
@@ -104,7 +108,7 @@ class Part:
         arguments = [*torchrun_arguments(launch, address, run.root), "--", *overrides]
         try:
             with vitals.sampled(run.node_vitals(launch.host)), looked_for(self._asked):
-                failed = run_torchrun(arguments, launch, run, self._told)
+                failed = run_torchrun(arguments, launch, run, self._told, self._failed)
         except SystemExit as stopped:
             if launch.kind != "job" and launch.is_host:  # else `convoy verdict` does so
                 report.leave(run)
@@ -128,25 +132,33 @@ class Part:
             return 0
         return stop_request.read(self._run, self._launch.start, self._state.began)
 
+    def _failed(self, code: int) -> None:
+        """Ranks of this node failed: the others' ranks wait for them, so they hear of it now."""
+        if self._peers is not None and is_failure(code):
+            self._peers.leave(code)
+
     def _lost(self, host: str) -> None:
         node_state.lose(self._run, self._launch.start, host)
         print(f"{host} went away: ending this node's ranks", file=sys.stderr, flush=True)
-        self._end()
+        self._end(GONE, WRITING)
 
     def _ended(self, host: str, code: int) -> None:
-        timer = threading.Timer(GRACE, self._end_after, (code,))
+        if is_failure(code):  # ranks here may wait for those there until their timeout
+            limits = (survivors.GRACE, survivors.WRITING)
+            threading.Thread(target=self._end, args=limits, name="end", daemon=True).start()
+            return
+        timer = threading.Timer(STOPPED, self._end_after_a_watchdog)
         timer.daemon = True  # this node's part may be over before
         timer.start()
 
-    def _end_after(self, code: int) -> None:
-        """Ranks here may wait for failed ones on another node until their timeout, or stand still
-        themselves: then a watchdog there has left a record."""
-        if is_failure(code) or verdict.read(self._run, self._launch.start):
-            self._end()
+    def _end_after_a_watchdog(self) -> None:
+        """A watchdog there ended ranks as if they had stopped; ranks here may stand still too."""
+        if verdict.read(self._run, self._launch.start):
+            self._end(survivors.GRACE, survivors.WRITING)
 
-    def _end(self) -> None:
+    def _end(self, grace: float, writing: float) -> None:
         self._say(exit_code=int(ExitCode.RESUMABLE))
-        end_ranks()
+        end_ranks(grace, writing)
 
 
 def check(overrides: Sequence[str], launch: Launch) -> tuple[Path, Path]:

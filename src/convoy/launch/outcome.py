@@ -50,7 +50,7 @@ def outcome(
 ) -> Outcome:
     """`status` is srun's, `failures` have the cause first, `hosts` are the start's nodes, those
     `answering` took a step of SLURM's afterwards (None: nobody asked), `gone` are those that went
-    away in the eyes of the others.
+    away as the others see it.
 
     What ranks say that lost their peers counts last: it is what a node that went away looks like
     from the others.

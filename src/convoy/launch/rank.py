@@ -7,6 +7,7 @@ import contextlib
 import os
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
@@ -114,11 +115,22 @@ def _record(
         error_file.leave(failure)
 
 
-if __name__ == "__main__":
-    code = main(sys.argv[1:])
-    if code == ExitCode.RESUMABLE:
-        # All is written, and whoever asked may not wait: Python's own end takes seconds with torch.
+def _end(code: int) -> None:
+    """End the process. Python's own end takes seconds with torch, and with a process group that was
+    not left it may wait for other ranks; all is written by now."""
+    distributed = sys.modules.get("torch.distributed")
+    is_joined = distributed is not None and distributed.is_initialized()
+    if code == ExitCode.RESUMABLE or is_joined:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    try:
+        ended = main(sys.argv[1:])
+    except Exception:
+        traceback.print_exc()
+        ended = ExitCode.FAILED
+    _end(ended)

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import NoReturn
 
 from convoy.errors import ExitCode
+from convoy.launch import survivors
 
 # Those that ask a run to save and stop. torchrun's agent would die of SIGUSR1 and leave its ranks
 # alone; of the others it gives them 30 seconds.
@@ -67,16 +68,14 @@ def looked_for(request: Callable[[], int], every: float = 1.0) -> Iterator[None]
         over.set()
 
 
-def end_ranks(delay: float = 1.0) -> NoReturn:
-    """End this process and its ranks at once: they wait for a node that is gone, and the agent
-    would wait for a store that may have been there.
+def end_ranks(grace: float, writing: float) -> NoReturn:
+    """End this node's ranks (`survivors.end`) and this process, whose agent may wait for a store
+    that is gone.
 
-    `delay` is for the threads that tell other nodes.
+    Ranks that end by themselves leave it a second to follow in the ordinary way.
     """
-    time.sleep(delay)
-    for rank in children(os.getpid()):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(rank, signal.SIGKILL)
+    if not survivors.end(children(os.getpid()), grace, writing):
+        time.sleep(1.0)
     os._exit(ExitCode.RESUMABLE)
 
 

@@ -39,7 +39,7 @@ def _time_limit(run: Story, left: float | None) -> Iterator[str]:
     yield (
         f"The time limit will not do: {_hours(eta)} are left to train and {_hours(left)} of the "
         "limit. "
-        "The run goes on in the next start; a longer --time saves the wait in between."
+        "The run continues in the next start; a longer --time saves the wait in between."
     )
 
 

@@ -49,8 +49,12 @@ def choose_root(config: DictConfig, topology: Topology) -> Path:
     """`run_dir`, or a folder named by the job, the same over every requeue, else by the start."""
     if config.run_dir:
         return Path(config.run_dir).absolute()
-    root = Path(os.environ.get("NAVSIM_EXP_ROOT", "exp")).absolute()
-    return root / config.experiment_name / (topology.job_id or topology.start)
+    return experiments() / config.experiment_name / (topology.job_id or topology.start)
+
+
+def experiments() -> Path:
+    """The folder below which runs are, one folder for each experiment."""
+    return Path(os.environ.get("NAVSIM_EXP_ROOT", "exp")).absolute()
 
 
 def open_run(root: Path, config: DictConfig) -> RunDirectory:

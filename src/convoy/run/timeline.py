@@ -64,7 +64,7 @@ class Timeline:
             if part.start is not None:
                 inside = [mark for mark in self.marks if part.begin <= mark.at <= part.end + 1]
                 bad = [mark.text for mark in inside if mark.is_bad]
-                found.append(bad[-1] if bad else "an end that left no word")
+                found.append(bad[-1] if bad else "an end that left no record")
         return found
 
 

@@ -131,7 +131,7 @@ def breakdown(events: Iterable[Mapping[str, Any]]) -> Breakdown:
     device, device_window = _on_device(whole, window)
     if device:
         return _of_device(device, inside, device_window, steps, ranges, host_parts)
-    return _of_host(inside, inside, window, steps, ranges, host_parts)
+    return _of_host(inside, window, steps, ranges, host_parts)
 
 
 def _on_device(
@@ -182,10 +182,8 @@ def _of_device(
     kinds: dict[str, list[Span]] = {"compute": [], "copies": [], "communication": []}
     for event in device:
         kind = kind_of(event)
-        spans = kinds[kind if kind in kinds else "compute"]
-        spans.append((event["ts"], min(event["ts"] + event["dur"], window[1])))
+        kinds[kind if kind in kinds else "compute"].append(_until(window[1], event))
     compute, communication = union(kinds["compute"]), union(kinds["communication"])
-    hidden = length(intersection(compute, communication))
     busy = union([*compute, *communication])
     copies = length(union([*busy, *kinds["copies"]])) - length(busy)
     covered = union([*busy, *kinds["copies"]])
@@ -198,17 +196,15 @@ def _of_device(
         one_graph=any("GraphLaunch" in event["name"] for event in inside if _is_host(event)),
         compute=_per_step(length(compute), steps),
         copies=_per_step(copies, steps),
-        communication=_per_step(length(communication), steps),
-        communication_hidden=_per_step(hidden, steps),
         waits_for_data=_per_step(waits, steps),
         host_gaps=_per_step(length(idle) - waits, steps),
         host_parts=host_parts,
+        **_exchange(communication, compute, steps),
         **_kernels(((event, event["dur"]) for event in device), steps),
     )
 
 
 def _of_host(
-    operators: Sequence[Mapping[str, Any]],
     inside: Sequence[Mapping[str, Any]],
     window: Span,
     steps: int,
@@ -219,30 +215,26 @@ def _of_host(
     own = _own_times(
         [
             event
-            for event in operators
+            for event in inside
             if event.get("cat") == "cpu_op" or event["name"].startswith("gloo:")
         ]
     )
     found = _kernels(own, steps)
     kinds = found["kinds"]
-    exchanged = [
-        (event["ts"], min(event["ts"] + event["dur"], window[1]))
-        for event in inside
-        if kind_of(event) == "communication"
-    ]
+    exchanged = [_until(window[1], event) for event in inside if kind_of(event) == "communication"]
     computed = [
-        (event["ts"], min(event["ts"] + event["dur"], window[1]))
+        _until(window[1], event)
         for event, _ in own
         if kind_of(event) not in {"communication", "copies"}
     ]
     # What a loader without workers computes is waiting for data all the same.
     training = complement(union(ranges.get("data_wait", ())), window)
     communication, compute = union(exchanged), intersection(union(computed), training)
-    hidden = length(intersection(compute, communication))
+    exchange = _exchange(communication, compute, steps)
     step = _per_step(window[1] - window[0], steps)
     waits = host_parts.get("data_wait", 0.0)
     computing = _per_step(length(compute), steps)
-    shown = _per_step(length(communication) - hidden, steps)
+    shown = exchange["communication"] - exchange["communication_hidden"]
     copies = min(kinds.get("copies", 0.0), max(0.0, step - computing - shown - waits))
     return Breakdown(
         steps,
@@ -251,13 +243,25 @@ def _of_host(
         one_graph=False,
         compute=computing,
         copies=copies,
-        communication=_per_step(length(communication), steps),
-        communication_hidden=_per_step(hidden, steps),
         waits_for_data=waits,
         host_gaps=max(0.0, step - computing - shown - waits - copies),
         host_parts=host_parts,
+        **exchange,
         **found,
     )
+
+
+def _until(end: float, event: Mapping[str, Any]) -> Span:
+    """When the event was, up to the end of the window."""
+    return event["ts"], min(event["ts"] + event["dur"], end)
+
+
+def _exchange(communication: Sequence[Span], compute: Sequence[Span], steps: int) -> dict[str, Any]:
+    """The time of communication, and how much of it computing hides."""
+    return {
+        "communication": _per_step(length(communication), steps),
+        "communication_hidden": _per_step(length(intersection(compute, communication)), steps),
+    }
 
 
 def kind_of(event: Mapping[str, Any]) -> str:

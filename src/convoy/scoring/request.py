@@ -145,7 +145,7 @@ def _out(asked: Asked, split: str, run: RunDirectory | None, checkpoint: Path | 
         return asked.out.absolute()
     if run is None or checkpoint is None:
         raise ConvoyError(
-            "Where are the scores to go? There is no run to keep them: --out DIR, on a file "
+            "Where should the scores go? There is no run to keep them: --out DIR, on a file "
             "system of all nodes."
         )
     return scoring_of_run(run, split, checkpoint.stem).root

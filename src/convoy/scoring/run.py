@@ -320,7 +320,7 @@ def _tabulate(scoring: _Scoring, directory: ScoreDirectory) -> tuple[Table, list
         raise ConvoyError(
             f"NAVSIM's script makes no table of two stages when scenes fail, and {len(failed)} "
             f"did ({type(error).__name__}). {first['log']}/{first['token']}: {first['reason']} "
-            "Once that is mended: --retry-failed."
+            "Once that is fixed: --retry-failed."
         ) from error
     with replacing(directory.table) as file:
         file.write(content)

@@ -46,6 +46,7 @@ from convoy.synthetic.scene import EGO_FRONT
 from convoy.synthetic.shapes import Box, seen_from
 from convoy.synthetic.signals import STEP
 from convoy.synthetic.traffic import EGO_REAR, EGO_WIDTH, SIGHT, Traffic
+from convoy.synthetic.write import check_numbers
 
 _DRAWN = 2  # pictures are drawn at a half of their size
 _JPEG_QUALITY = 85
@@ -132,19 +133,11 @@ def frame_count(samples: int, logs: int) -> int:
 
 
 def _check(samples: int, logs: int, seed: int, split: str, workers: int | None) -> None:
-    if samples < 1 or logs < 1:
-        raise ConvoyError(
-            f"samples and logs must be at least 1, got samples={samples} and logs={logs}."
-        )
-    if samples < logs:
-        raise ConvoyError(f"Each log needs a sample: samples={samples} is less than logs={logs}.")
-    if seed < 0:
-        raise ConvoyError(f"The seed must be 0 or more, got {seed}.")
+    check_numbers(samples, logs, seed, workers)
     if not split.replace("_", "").isalnum():
         raise ConvoyError(
             f"The split's name may hold letters, digits and underscores, got {split!r}."
         )
-    pool.check_workers(workers)
 
 
 def _claim(plan: RawPlan) -> None:

@@ -70,7 +70,7 @@ def write_cache(
     write.
     """
     started = time.monotonic()
-    _check_numbers(samples, logs, seed, workers)
+    check_numbers(samples, logs, seed, workers)
     out = Path(out)
     plan = _Plan(out, logs, seed)
     _check_directory(plan, samples)
@@ -85,7 +85,8 @@ def write_cache(
     return CacheSummary(out, samples, logs, total, time.monotonic() - started)
 
 
-def _check_numbers(samples: int, logs: int, seed: int, workers: int | None) -> None:
+def check_numbers(samples: int, logs: int, seed: int, workers: int | None) -> None:
+    """Raises ConvoyError for numbers that no data set can be made of."""
     if samples < 1 or logs < 1:
         raise ConvoyError(
             f"samples and logs must be at least 1, got samples={samples} and logs={logs}."

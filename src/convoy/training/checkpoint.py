@@ -297,4 +297,6 @@ class CheckpointWriter(CheckpointIO):
     def _note_failure(self, path: Path, error: Exception) -> None:
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or [repr(error)])[0]
         self.failure = f"The checkpoint {path} could not be written: {reason}."
-        logger.warning("%s The one before it is whole; the next try is at the next.", self.failure)
+        logger.warning(
+            "%s The previous one is whole; the next one is tried as usual.", self.failure
+        )

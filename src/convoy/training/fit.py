@@ -24,6 +24,7 @@ from convoy.data.module import DataModule
 from convoy.data.source import open_source
 from convoy.data.split import choose_logs
 from convoy.errors import ConvoyError
+from convoy.global_batch import BatchPlan
 from convoy.navsim.agents import build_agent
 from convoy.run.layout import RunDirectory
 from convoy.topology import Topology
@@ -244,31 +245,33 @@ def real_steps(settings: Settings) -> Iterator[RealSteps]:
     for name in NOT_COMPILED:
         config.speed_switches[name] = False
     where = device(config, topology)
-    agent = build_agent(config.agent)
-    load_weights(agent, config.agent)
-    agent.to(where).train()
+    agent, sample, tokens = agent_with_samples(config, settings.batches, where)
     calls = AgentCalls(agent)
-    sample, tokens = _first_samples(config, settings, agent, topology, where)
     speed = Acceleration(choose(config, topology.world_size), agent, topology.world_size)
     autocast = _autocast(str(config.trainer.params.precision))
     with speed.applied(Path()):
         yield RealSteps(agent, calls, sample, tokens, speed, autocast)
 
 
-def _first_samples(
-    config: DictConfig, settings: Settings, agent: Any, topology: Topology, where: torch.device
-) -> tuple[Any, list[str]]:
+def agent_with_samples(
+    config: DictConfig, batches: BatchPlan, where: torch.device
+) -> tuple[Any, tuple[Any, Any], list[str]]:
+    """The configured agent, and the training split's first samples as a batch with their tokens."""
+    agent = build_agent(config.agent)
+    load_weights(agent, config.agent)
+    agent.to(where).train()
     builders = trained_builders(agent)
     source = open_source(config)
     chosen = choose_logs(config, source.logs())
     train = source.split("train", chosen.train, builders)
     val = source.split("validation", chosen.val, builders)
     run = RunDirectory(Path())  # nothing is written to it
-    module = DataModule(train, val, builders, config, settings.batches, topology, run)
+    module = DataModule(train, val, builders, config, batches, Topology(), run)
     try:
-        return module.first_samples(SAMPLES, where)
+        sample, tokens = module.first_samples(SAMPLES, where)
     finally:
         module.teardown("fit")
+    return agent, sample, tokens
 
 
 def _autocast(precision: str) -> torch.dtype | None:

@@ -6,6 +6,7 @@ import json
 import logging
 import platform
 import subprocess
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from convoy.run import cost
+from convoy.run.cost import Counted
 from convoy.run.layout import RunDirectory
 from convoy.run.record import CHECKOUT
 from convoy.run.story import read_json, read_lines
@@ -51,6 +54,15 @@ def write_manifest(
     content.pop("finished", None)
     _write(run, content)
     _keep_edits(run, starts[-1] if starts else {})
+
+
+def has_cost(run: RunDirectory) -> bool:
+    return cost.of_manifest(read_json(run.manifest)) is not None
+
+
+def add_cost(run: RunDirectory, counted: Counted) -> None:
+    """On rank 0: what a sample costs; later starts keep it."""
+    _write(run, {**read_json(run.manifest), cost.KEY: asdict(counted)})
 
 
 def complete_manifest(run: RunDirectory) -> None:

@@ -1,5 +1,5 @@
 """Metrics' files that survive a full disk: what cannot be written is reported once, the training
-goes on, and nothing that was written before is damaged."""
+continues, and nothing that was written before is damaged."""
 
 import csv
 import io
@@ -109,5 +109,5 @@ class _Events:
 def _report(reported: bool, path: Path, error: OSError) -> bool:
     if not reported:
         reason = error.strerror or error
-        logger.warning("%s cannot be written: %s. The training goes on.", path, reason)
+        logger.warning("%s cannot be written: %s. The training continues.", path, reason)
     return True

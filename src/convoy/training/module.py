@@ -262,7 +262,7 @@ class NavsimMetricNames(pl.Callback):
             if of_a_step and monitor.startswith("train/") and not monitor.endswith("_epoch"):
                 raise ConvoyError(
                     f"The agent's scheduler follows {scheduler.monitor} at every step, which is "
-                    "each rank's own: their learning rates would part. Let it follow "
+                    "each rank's own: their learning rates would differ. Let it follow "
                     "train/loss_epoch with interval=epoch, or val/loss."
                 )
 

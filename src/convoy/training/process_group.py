@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from convoy.errors import ConvoyError
+from convoy.errors import ConvoyError, ExitCode
 from convoy.topology import Topology
 
 T = TypeVar("T")
@@ -86,7 +86,8 @@ def process_group(topology: Topology, accelerator: str, timeout: timedelta) -> I
     """Join the other ranks: NCCL for the gradients, gloo for `HostGroup`; nothing to join when
     alone.
 
-    Lightning finds the group open and uses it.
+    Lightning finds the group open and uses it. After a failure nobody leaves it in order: a
+    collective of NCCL that the others never join would hold this rank before it could say why.
     """
     if topology.world_size == 1:
         yield HostGroup(topology, None)
@@ -101,8 +102,11 @@ def process_group(topology: Topology, accelerator: str, timeout: timedelta) -> I
         host_group = dist.new_group(backend="gloo", timeout=timeout)
     try:
         yield HostGroup(topology, host_group)
-    finally:
-        leave_process_group()
+    except ConvoyError as error:
+        if error.exit_code == ExitCode.RESUMABLE:  # all ranks saved and stopped
+            leave_process_group()
+        raise
+    leave_process_group()
 
 
 def leave_process_group() -> None:

@@ -43,7 +43,7 @@ def rehearse(
     configured trajectory keys that are not there.
     """
     features, targets = batch
-    with _as_it_was(agent):
+    with as_it_was(agent):
         agent.train()
         trained = calls.step(features, targets, lambda: tokens)
         if not trained.loss.requires_grad:
@@ -62,7 +62,7 @@ def rehearse(
 
 
 @contextmanager
-def _as_it_was(agent: torch.nn.Module) -> Iterator[None]:
+def as_it_was(agent: torch.nn.Module) -> Iterator[None]:
     """Put back plain attributes, buffers and the random generators' states."""
     attributes = [(module, dict(vars(module))) for module in agent.modules()]
     buffers = [

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -28,11 +29,11 @@ from convoy.run.layout import RunDirectory
 from convoy.run.progress import ProgressFile
 from convoy.run.stop_request import StopRequest
 from convoy.topology import Topology
-from convoy.training import logs
+from convoy.training import flops, logs
 from convoy.training.all_reduce import check_all_reduce
 from convoy.training.checkpoint import CheckpointFolder, CheckpointWriter
 from convoy.training.lean_hooks import lean_hooks
-from convoy.training.manifest import complete_manifest, write_manifest
+from convoy.training.manifest import add_cost, complete_manifest, has_cost, write_manifest
 from convoy.training.memory import MemoryForecast, explain
 from convoy.training.metrics import TrajectoryKeys
 from convoy.training.module import AgentModule, NavsimMetricNames
@@ -80,6 +81,8 @@ def train(
     config = settings.config
     logs.speak_on_rank_zero(topology)
     require_accelerator(config.trainer.params.accelerator, topology)
+    if config.trainer.params.deterministic:  # Lightning sets it when cuBLAS has read it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     timeout = timedelta(minutes=config.distributed_timeout_minutes)
     with process_group(topology, config.trainer.params.accelerator, timeout) as host_group:
         _require_one_configuration(config, topology, host_group)
@@ -133,6 +136,7 @@ def _train(
     )
     keys = TrajectoryKeys(config.metrics.prediction, config.metrics.target)
     rehearsal = _rehearse(agent, calls, datamodule, keys, device(config, topology))
+    _count(agent, calls, datamodule, start, host_group)
     module = AgentModule(agent, calls, rehearsal, keys, run, host_group, speed)
     progress = ProgressReport(settings.batches, host_group, ProgressFile(run))
     folder = CheckpointFolder(run)
@@ -293,6 +297,19 @@ def _rehearse(
     if rehearsal.note is not None:
         logger.info("best.ckpt is chosen by val/loss: %s", rehearsal.note)
     return rehearsal
+
+
+def _count(
+    agent: Any, calls: AgentCalls, datamodule: DataModule, start: Start, host_group: HostGroup
+) -> None:
+    """What a sample costs, for `convoy plan`; at the first start only. All ranks count, for a loss
+    may exchange something between them."""
+    if host_group.rank_zero_says(has_cost(start.run)):
+        return
+    where = next(agent.parameters()).device
+    counted = flops.count(agent, calls, *datamodule.first_samples(SAMPLES, where))
+    if counted is not None and start.topology.is_rank_zero:
+        add_cost(start.run, counted)
 
 
 def _require_known_tokens(calls: AgentCalls, config: DictConfig, data: Data) -> None:

@@ -210,10 +210,10 @@ class SafePoints(Checkpoint):
         if failure is None:
             kept = f"its checkpoint is {self._folder.run.step_checkpoint(trainer.global_step)}"
         else:
-            kept = f"{failure} The same command goes on from the checkpoint before"
+            kept = f"{failure} The same command continues from the previous checkpoint"
         raise StoppedEarly(
             f"Stopped by {self._stop.signal_name} after step {trainer.global_step}; {kept}. "
-            "The same command goes on from there."
+            "The same command continues from there."
         )
 
     def _require_written(self) -> None:
@@ -221,5 +221,5 @@ class SafePoints(Checkpoint):
         if self._writer.failure is not None:
             raise ConvoyError(
                 f"The training is done, but its last state is lost. {self._writer.failure} Free "
-                "some space and start the same command again: it goes on from the one before."
+                "some space and start the same command again: it continues from the previous one."
             )

@@ -19,14 +19,14 @@ from convoy.training.process_group import HostGroup, Pending
 
 
 class StoppedEarly(ConvoyError):
-    """The run ended before its end and goes on with the same command."""
+    """The run ended before its end and continues with the same command."""
 
     exit_code = ExitCode.RESUMABLE
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What all ranks do after this step. `signal` is a number, 0 for going on."""
+    """What all ranks do after this step. `signal` is a number, 0 to continue."""
 
     signal: int = 0
     save: bool = False

@@ -1,10 +1,11 @@
 """Where the time of training steps goes: timers that are always on, at the places that Lightning
 offers to profilers.
 
-The host's clock is read at each of them. On a GPU that is when work was handed over, so one step in
-`DEVICE_EVERY` also leaves CUDA events, which are read in a later step, once they have passed:
-nothing waits for the GPU. What DistributedDataParallel's all-reduce takes, and how much of it the
-backward pass hides, comes from DDP's own timers (one iteration in a hundred).
+The host's clock is read at each of them. On a GPU that is when work was handed over, so now and
+then (one step in `DEVICE_EVERY`, one in `DEVICE_SECONDS`) a step also leaves CUDA events, which are
+read in a later step, once they have passed: nothing waits for the GPU. What an all-reduce of
+DistributedDataParallel's takes, and how much of it the backward pass hides, comes from DDP's own
+timers (one iteration in a hundred).
 """
 
 import time
@@ -17,6 +18,7 @@ from pytorch_lightning.profilers import Profiler
 from torch.nn.parallel import DistributedDataParallel
 
 DEVICE_EVERY = 8  # steps; events cost more than a clock
+DEVICE_SECONDS = 0.1  # between such steps: in short steps the events would be seen
 MOST_PENDING = 4  # sets of events on their way
 FIRST_BATCHES = 3  # of an epoch: they fill queues and caches
 RANGE = "step: "  # begins the names of a trace's ranges
@@ -80,7 +82,7 @@ class StepTimers(Profiler):
         self._step = {} if self._batch > FIRST_BATCHES else None
         self._fetched = now
         if self.device is not None:
-            self.device.step_begins(counts=self._step is not None)
+            self.device.step_begins(now, counts=self._step is not None)
 
     def interrupted(self, at_epoch: bool) -> None:
         """An epoch or a validation comes between: the end of the last step is not known."""
@@ -133,7 +135,8 @@ class _Stage:
 class _Part(_Stage):
     def __init__(self, timers: StepTimers, part: str) -> None:
         self._timers, self._part = timers, part
-        self._device = timers.device if part in _DeviceTimers.MARKED else None
+        device = timers.device
+        self._device = device if device is not None and part in device.marked else None
         self._range: torch.profiler.record_function | None = None
 
     def __enter__(self) -> None:
@@ -170,8 +173,6 @@ class _Interruption(_Stage):
 class _DeviceTimers:
     """CUDA events around the parts of some steps."""
 
-    MARKED = ("copy", "forward", "backward", "batch")
-
     def __init__(self, one_piece: bool) -> None:
         # Name of a span: the part and the end of it that it begins at, the part it ends with.
         self._spans = {"copy": ("copy", "begin", "copy")}
@@ -181,15 +182,17 @@ class _DeviceTimers:
             self._spans["forward"] = ("forward", "begin", "forward")
             self._spans["backward"] = ("backward", "begin", "backward")
             self._spans["optimizer"] = ("backward", "end", "batch")
+        self.marked = {part for begin, _, last in self._spans.values() for part in (begin, last)}
         self.samples = False  # whether the present step is marked
         self._steps = 0
+        self._sampled = 0.0  # when the last one was
         self._marks: dict[tuple[str, str], torch.cuda.Event] = {}
         self._pending: deque[dict[tuple[str, str], torch.cuda.Event]] = deque()
         self._spare: list[torch.cuda.Event] = []
         self._sums: dict[str, float] = {}
         self._read = 0
 
-    def step_begins(self, counts: bool) -> None:
+    def step_begins(self, now: float, counts: bool) -> None:
         if self._marks:
             self._pending.append(self._marks)
             self._marks = {}
@@ -197,7 +200,10 @@ class _DeviceTimers:
             self._add(self._pending.popleft())
         self._steps += 1
         waits = len(self._pending) == MOST_PENDING
-        self.samples = counts and not waits and self._steps % DEVICE_EVERY == 0
+        is_due = self._steps % DEVICE_EVERY == 0 and now - self._sampled >= DEVICE_SECONDS
+        self.samples = counts and not waits and is_due
+        if self.samples:
+            self._sampled = now
 
     def mark(self, part: str, end: str) -> None:
         event = self._spare.pop() if self._spare else torch.cuda.Event(enable_timing=True)

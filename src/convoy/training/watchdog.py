@@ -1,4 +1,4 @@
-"""Notices that a run does not get on: no step for so many minutes, or nobody left to start it.
+"""Notices that a run makes no progress: no step for so many minutes, or nobody left to start it.
 
 Each rank counts its steps in `ranks/rank-<rank>.json`, with a sign of life. When no step has come
 for too long, every rank that still can writes the stacks of its threads to its log, looks at the

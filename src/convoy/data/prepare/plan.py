@@ -168,7 +168,8 @@ def _read(path: Path) -> Preparation:
         if content["version"] != VERSION:
             raise ConvoyError(
                 f"{path} is of version {content['version']}, and this Convoy writes version "
-                f"{VERSION}. Go on with the Convoy that began it, or prepare into a new directory."
+                f"{VERSION}. Continue with the Convoy that began it, or prepare into a new "
+                "directory."
             )
         units = tuple(
             Unit(**unit | {"tokens": None if unit["tokens"] is None else tuple(unit["tokens"])})

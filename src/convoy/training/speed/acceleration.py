@@ -22,6 +22,7 @@ from convoy.training.speed.gradients import GradientMean
 from convoy.training.speed.optimizer import make_fused
 from convoy.training.speed.recipe import Recipe
 from convoy.training.speed.whole_step import Loss, Outcome, WholeStep
+from convoy.training.stopping import StoppedEarly
 
 logger = logging.getLogger("convoy")
 
@@ -81,7 +82,14 @@ class Acceleration(pl.Callback):
                 self._agent.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             if recipe["compile"]:
                 self._compile(compile_cache)
+            stack.push(self._release)
             yield
+
+    def _release(self, _: object, error: BaseException | None, __: object) -> None:
+        """The graph holds the ranks' communicator, which could not be left while it does. After a
+        failure its last replay may wait for other ranks for ever, and nobody leaves in order."""
+        if self._step is not None and (error is None or isinstance(error, StoppedEarly)):
+            self._step.release()
 
     @property
     def steps_itself(self) -> bool:

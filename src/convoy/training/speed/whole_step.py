@@ -84,6 +84,13 @@ class WholeStep:
             self._capture()
         return self._replay()
 
+    def release(self) -> None:
+        """Give the graph up, with what it holds of the GPU and of NCCL."""
+        if self._graph is not None:
+            torch.cuda.synchronize()
+            self._graph.reset()
+        self._graph, self._captured = None, {}
+
     def _keep(self, tensors: list[Any], structure: Any, shape: Any) -> None:
         self._shape = shape
         if not self._wants_graph:
