@@ -6,11 +6,12 @@ container=$root/slurm/container.sh
 job=$SLURM_JOB_ID  # in an array, the task's own: the number alone may stand for all of the tasks
 if [[ ${SLURM_ARRAY_TASK_ID:-} ]]; then job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi
 
-# Which of the hosts take a step of SLURM's; all are asked at once, and one that is gone is given up.
+# Which of the hosts take a step of SLURM's; all are asked at once, and one that is gone is given up:
+# srun itself would wait another minute for it.
 answering() {
     local host
     for host; do
-        timeout 15 srun --quiet --overlap --nodes=1 --ntasks=1 --nodelist="$host" \
+        timeout --kill-after=1 15 srun --quiet --overlap --nodes=1 --ntasks=1 --nodelist="$host" \
             --ntasks-per-node=1 printenv SLURMD_NODENAME 2> /dev/null &
     done
     wait

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -165,15 +166,39 @@ def test_a_stop_before_the_time_limit_is_requeued(ended):
     assert main(["verdict", "--status=1", "not an agreement"]) == 1
 
 
-def test_the_nodes_to_avoid_are_named_although_slurm_ends_the_script(tmp_path):
+@pytest.fixture
+def script(tmp_path):
+    """Runs lines of bash after slurm/verdict.sh, with stand-ins for programs; its output."""
+
+    def run(lines: str, **programs: str) -> str:
+        for name, body in programs.items():
+            (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+            (tmp_path / name).chmod(0o755)
+        done = subprocess.run(
+            ["bash", "-c", f"root=. SLURM_JOB_ID=7; . slurm/verdict.sh; {lines}"],
+            cwd=ROOT,
+            env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+            text=True,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        return done.stdout
+
+    return run
+
+
+def test_the_nodes_to_avoid_are_named_although_slurm_ends_the_script(script):
     """With the requeued job SLURM sends SIGTERM to all of its processes, scontrol's too."""
-    (tmp_path / "scontrol").write_text(
-        "#!/usr/bin/env bash\n"
-        "if [[ $1 == requeue ]]; then (sleep 0.1; kill -TERM 0) & exit; fi\n"
-        f'sleep 0.3; echo "$@" >> {tmp_path}/said\n'
+    scontrol = (
+        'if [[ $1 == requeue ]]; then (sleep 0.1; kill -TERM 0) & exit; fi; sleep 0.3; echo "$@"'
     )
-    (tmp_path / "scontrol").chmod(0o755)
-    script = "root=. SLURM_JOB_ID=7; . slurm/verdict.sh; trap : TERM; requeue gl001"
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    subprocess.run(["bash", "-c", script], cwd=ROOT, env=environment, start_new_session=True)
-    assert (tmp_path / "said").read_text() == "update JobId=7 ExcNodeList=gl001\n"
+    said = script("trap : TERM; requeue gl001", scontrol=scontrol)
+    assert said == "update JobId=7 ExcNodeList=gl001\n"
+
+
+def test_a_node_that_is_gone_is_given_up_although_srun_waits_for_it(script):
+    srun = "if [[ $* == *gl006* ]]; then trap '' TERM; sleep 20; fi; echo gl001"
+    timeout = 'exec /usr/bin/timeout "${@/#15/0.2}"'
+    began = time.monotonic()
+    assert script("answering gl001 gl006", srun=srun, timeout=timeout) == "gl001\n"
+    assert time.monotonic() - began < 5
