@@ -77,13 +77,19 @@ def _preempt(training: Training, chance: random.Random) -> None:
     time of grace."""
     testbed, hosts = training.testbed, ",".join(training.hosts)
     urgent = "PartitionName=urgent Nodes=ALL PriorityTier=10 PreemptMode=OFF"
-    grace = ("PartitionName=l40s_public", f"GraceTime={chance.choice((0, 20))}")
     testbed.run("scontrol", "create", *urgent.split(), root=True)
-    testbed.run("scontrol", "update", *grace, root=True)
+    _set_grace(training, chance.choice((0, 20)))
     job = testbed.sbatch(
         "--partition=urgent", "--exclusive", f"--nodelist={hosts}", "--wrap=sleep 3"
     )
     training.wait(lambda: not testbed.state(job), "the urgent job did not get its nodes")
+    testbed.run("scontrol", "delete", "PartitionName=urgent", root=True)
+    _set_grace(training, 0)
+
+
+def _set_grace(training: Training, seconds: int) -> None:
+    grace = ("PartitionName=l40s_public", f"GraceTime={seconds}")
+    training.testbed.run("scontrol", "update", *grace, root=True)
 
 
 def _lose(index: int) -> Fault:
