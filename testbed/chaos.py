@@ -31,14 +31,7 @@ from taken import Reference
 from watched import CLUSTER, ROOT, Failed, Testbed
 
 NAME = "convoy-chaos"
-SHORT = (
-    "rank SIGKILL",
-    "time limit",
-    "preempted",
-    "node killed",
-    "disk full",
-    "newest checkpoint cut",
-)
+SHORT = ("time limit", "preempted", "node killed", "disk full", "newest checkpoint cut")
 ALL = (*FAULTS, FEWER_NODES)
 NODES = 6  # a training takes two, and avoids those that it lost
 ASKED_OFTEN = "SlurmdTimeout=60"  # SLURM looks three times as often whether a node is there
