@@ -107,8 +107,8 @@ def say_all_reduce(measured: AllReduce, link: Link | None) -> None:
     logger.info("%s GB/s, %.0f %% of the link's (%s)", said, 100 * share, link)
     if share < LEAST_SHARE:
         logger.warning(
-            "The all-reduce reaches %.0f %% of what %s carries: NCCL_DEBUG=INFO shows the path that "
-            "NCCL took, and `convoy doctor` what it may use.",
+            "The all-reduce reaches %.0f %% of what %s carries: NCCL_DEBUG=INFO shows the path "
+            "that NCCL took, and `convoy doctor` what it may use.",
             100 * share,
             link.name,
         )
