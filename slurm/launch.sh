@@ -76,8 +76,5 @@ for ((attempt = 0; ; attempt++)); do
         *) break ;;
     esac
 done
-if [[ $action == requeue ]]; then
-    trap '' TERM  # SLURM ends this script with the job; the nodes to avoid come after the requeueing
-    requeue "$excluded"
-fi
+if [[ $action == requeue ]]; then requeue "$excluded"; fi
 exit "$status"

@@ -6,11 +6,12 @@ container=$root/slurm/container.sh
 job=$SLURM_JOB_ID  # in an array, the task's own: the number alone may stand for all of the tasks
 if [[ ${SLURM_ARRAY_TASK_ID:-} ]]; then job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi
 
-# Which of the hosts take a step of SLURM's; all are asked at once, and one that is gone is given up.
+# Which of the hosts take a step of SLURM's; all are asked at once, and one that is gone is given up:
+# srun itself would wait another minute for it.
 answering() {
     local host
     for host; do
-        timeout 15 srun --quiet --overlap --nodes=1 --ntasks=1 --nodelist="$host" \
+        timeout --kill-after=1 15 srun --quiet --overlap --nodes=1 --ntasks=1 --nodelist="$host" \
             --ntasks-per-node=1 printenv SLURMD_NODENAME 2> /dev/null &
     done
     wait
@@ -25,8 +26,10 @@ conclude() {
     read -r action status excluded batch < <(sed -n 's/^convoy-verdict //p' <<< "$answer")
 }
 
-# The one place that requeues the job: without the nodes of the list, or `-`.
+# The one place that requeues the job: without the nodes of the list, or `-`. SLURM ends this script
+# with the job; the nodes to avoid come after the requeueing.
 requeue() {
+    trap '' TERM
     scontrol requeue "$job" || true  # a node's failure may have been SLURM's reason before
     if [[ $1 != - ]]; then scontrol update JobId="$job" ExcNodeList="$1"; fi
 }

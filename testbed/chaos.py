@@ -31,9 +31,17 @@ from taken import Reference
 from watched import CLUSTER, ROOT, Failed, Testbed
 
 NAME = "convoy-chaos"
-SHORT = ("rank SIGKILL", "time limit", "disk full", "newest checkpoint cut")
+SHORT = (
+    "rank SIGKILL",
+    "time limit",
+    "preempted",
+    "node killed",
+    "disk full",
+    "newest checkpoint cut",
+)
 ALL = (*FAULTS, FEWER_NODES)
 NODES = 6  # a training takes two, and avoids those that it lost
+ASKED_OFTEN = "SlurmdTimeout=60"  # SLURM looks three times as often whether a node is there
 UNPACKED = {"CONVOY_UNPACK": f"{ROOT}/build/unpacked"}  # all nodes of a testbed see that folder
 AT_MOST = len(FAULTS)  # faults of one training
 
@@ -60,6 +68,7 @@ class Chaos:
     def work(self, testbed: Testbed, until: float) -> None:
         """Take rounds until there are none left, or the time is over."""
         try:
+            testbed.make_cache()
             while time.monotonic() < until and (faults := self._next()):
                 while faults:
                     faults = self._train(testbed, faults)
@@ -130,7 +139,14 @@ def clusters(name: str | None, count: int) -> Iterator[list[str]]:
             manage = [sys.executable, str(CLUSTER), f"--name={own}"]
             subprocess.run([*manage, "down"], check=True)
             stack.callback(subprocess.run, [*manage, "down"], check=True)
-            subprocess.run([*manage, "up", f"--nodes={NODES}", "--no-accounting"], check=True)
+            up = [
+                *manage,
+                "up",
+                f"--nodes={NODES}",
+                "--no-accounting",
+                f"--slurm-conf={ASKED_OFTEN}",
+            ]
+            subprocess.run(up, check=True)
         yield names
 
 

@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Callable
 
-from watched import FOLDER, PACE, Failed, Training
+from watched import FOLDER, PACE, STEPS_PER_VALIDATION, Failed, Training
 
 Fault = Callable[[Training, random.Random], None]
 RANK, LAUNCHER = "convoy.launch.rank", "convoy train --agreement"
@@ -58,7 +58,9 @@ def _submit_twice(training: Training, chance: random.Random) -> None:
 
 
 def _truncate(training: Training, chance: random.Random) -> None:
-    """The newest checkpoint loses its second half, and a rank dies before there is another."""
+    """The newest checkpoint loses its second half, and a rank dies before there is another. There
+    has to be an earlier one."""
+    training.wait_for_step(2 * STEPS_PER_VALIDATION + 3)
     newest = 'file=$(ls "$1"/checkpoints/step-*.ckpt | tail -n 1)'
     cut = f'{newest}; truncate --size=$(($(stat --format=%s "$file") / 2)) "$file"'
     _kill(RANK, "KILL")(training, chance)
@@ -75,13 +77,19 @@ def _preempt(training: Training, chance: random.Random) -> None:
     time of grace."""
     testbed, hosts = training.testbed, ",".join(training.hosts)
     urgent = "PartitionName=urgent Nodes=ALL PriorityTier=10 PreemptMode=OFF"
-    grace = ("PartitionName=l40s_public", f"GraceTime={chance.choice((0, 20))}")
     testbed.run("scontrol", "create", *urgent.split(), root=True)
-    testbed.run("scontrol", "update", *grace, root=True)
+    _set_grace(training, chance.choice((0, 20)))
     job = testbed.sbatch(
         "--partition=urgent", "--exclusive", f"--nodelist={hosts}", "--wrap=sleep 3"
     )
     training.wait(lambda: not testbed.state(job), "the urgent job did not get its nodes")
+    testbed.run("scontrol", "delete", "PartitionName=urgent", root=True)
+    _set_grace(training, 0)
+
+
+def _set_grace(training: Training, seconds: int) -> None:
+    grace = ("PartitionName=l40s_public", f"GraceTime={seconds}")
+    training.testbed.run("scontrol", "update", *grace, root=True)
 
 
 def _lose(index: int) -> Fault:

@@ -24,7 +24,6 @@ Report = Callable[[Result], None]
 
 def undisturbed(testbed: Testbed, steps: int, overrides: Sequence[str] = ()) -> Reference:
     """What a training takes that nothing happens to."""
-    testbed.make_cache()
     training = Training(testbed, steps, overrides=tuple(overrides))
     training.job = training.submit()
     training.wait_for_the_end()

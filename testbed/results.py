@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -79,7 +78,8 @@ def circumstances(seed: int, environment: dict[str, str]) -> dict[str, Any]:
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, text=True, capture_output=True
     ).stdout.strip()
-    machine = f"{len(os.sched_getaffinity(0))} CPUs, Linux {platform.release()}"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    machine = f"{len(os.sched_getaffinity(0))} CPUs, {memory:.0f} GiB"
     return {"seed": seed, "commit": commit, "machine": machine, "environment": environment}
 
 

@@ -1,6 +1,10 @@
 """`convoy verdict`: what a person reads, what the batch script does, and what the run records."""
 
 import json
+import os
+import subprocess
+import time
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +15,7 @@ from convoy.run.layout import RunDirectory
 from convoy.run.lock import RunLock, newest
 from convoy.topology import Agreement
 
+ROOT = Path(__file__).parents[2]
 RUNNING = "JobState=RUNNING Requeue=1 BatchFlag=1 ExcNodeList=(null)"
 
 
@@ -48,6 +53,17 @@ def test_a_lost_node_is_named_not_the_rank_that_noticed(ended):
     assert [entry["kind"] for entry in recorded] == ["lost_node", "excluded_node", "requeue"]
     assert recorded[1]["node"] == "gl006" and recorded[1]["until"] > recorded[1]["time"]
     assert recorded[2]["step"] == 40
+
+
+def test_another_start_that_was_refused_meanwhile_is_not_meant(ended):
+    """A second job of the same run leaves its line, too: its nodes are none of this start's."""
+    second = {"start": "8-0", "job": "8", "software": {}, "nodes": ["gl011", "gl016"]}
+    with ended.run.launches.open("a") as file:
+        file.write(json.dumps(second) + "\n")
+    killed = verdict.Failure(0, "gl001", 1.0, -9, "it was killed by SIGKILL")
+    verdict.write(ended.run, "7-0", killed)
+    answer, said = ended("--status=1", "--answering=gl001\ngl006")
+    assert answer == ["again", "75", "-", "-"] and "gl011" not in said
 
 
 def test_every_end_leaves_a_report(ended):
@@ -148,3 +164,41 @@ def test_a_stop_before_the_time_limit_is_requeued(ended):
         "launch: requeueing the job",
     ]
     assert main(["verdict", "--status=1", "not an agreement"]) == 1
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Runs lines of bash after slurm/verdict.sh, with stand-ins for programs; its output."""
+
+    def run(lines: str, **programs: str) -> str:
+        for name, body in programs.items():
+            (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+            (tmp_path / name).chmod(0o755)
+        done = subprocess.run(
+            ["bash", "-c", f"root=. SLURM_JOB_ID=7; . slurm/verdict.sh; {lines}"],
+            cwd=ROOT,
+            env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+            text=True,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        return done.stdout
+
+    return run
+
+
+def test_the_nodes_to_avoid_are_named_although_slurm_ends_the_script(script):
+    """With the requeued job SLURM sends SIGTERM to all of its processes, scontrol's too."""
+    scontrol = (
+        'if [[ $1 == requeue ]]; then (sleep 0.1; kill -TERM 0) & exit; fi; sleep 0.3; echo "$@"'
+    )
+    said = script("trap : TERM; requeue gl001", scontrol=scontrol)
+    assert said == "update JobId=7 ExcNodeList=gl001\n"
+
+
+def test_a_node_that_is_gone_is_given_up_although_srun_waits_for_it(script):
+    srun = "if [[ $* == *gl006* ]]; then trap '' TERM; sleep 20; fi; echo gl001"
+    timeout = 'exec /usr/bin/timeout "${@/#15/0.2}"'
+    began = time.monotonic()
+    assert script("answering gl001 gl006", srun=srun, timeout=timeout) == "gl001\n"
+    assert time.monotonic() - began < 5

@@ -128,6 +128,7 @@ def test_every_round_has_every_fault_once(chaos):
 def test_every_run_comes_home(testbed, chaos):
     print(f"seed {SEED}")
     bed = chaos.watched.Testbed(testbed.name, testbed.image)
+    bed.make_cache()
     faults = random.Random(SEED).sample(chaos.chaos.SHORT, len(chaos.chaos.SHORT))
     reference = chaos.marathon.undisturbed(bed, chaos.marathon.STEPS_PER_FAULT * len(faults))
     found = []

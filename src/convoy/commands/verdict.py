@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     directory = RunDirectory(Path(agreement.run_dir))
     failures = verdict.read(directory, agreement.start)
     states = node_state.read(directory, agreement.start)
-    started = last_start(directory) or {}
+    started = last_start(directory, agreement.start) or {}
     hosts = started.get("nodes", [])
     answering = None if args.answering is None else args.answering.split()
     gone = node_state.lost(directory, agreement.start)

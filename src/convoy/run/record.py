@@ -106,8 +106,9 @@ def _require_room(run: RunDirectory) -> None:
         probe.unlink(missing_ok=True)
 
 
-def last_start(run: RunDirectory) -> dict[str, Any] | None:
-    """The last whole line of the record with the fields of today, or None."""
+def last_start(run: RunDirectory, name: str | None = None) -> dict[str, Any] | None:
+    """The last whole line of the record with the fields of today, or None; with `name`, that of the
+    start of this name: another one may have been refused meanwhile."""
     try:
         lines = run.launches.read_text().splitlines()
     except OSError:
@@ -117,7 +118,9 @@ def last_start(run: RunDirectory) -> dict[str, Any] | None:
             entry = json.loads(line)
         except ValueError:
             continue
-        if isinstance(entry, dict) and isinstance(entry.get("software"), dict):
+        if not isinstance(entry, dict) or not isinstance(entry.get("software"), dict):
+            continue
+        if name is None or entry.get("start") == name:
             return entry
     return None
 
