@@ -113,7 +113,7 @@ class Bench:
             [
                 f"cache_path={path}",
                 *switches,
-                f"run_dir={self.folder}/runs/{batch}/{name}",
+                f"run_dir={self.folder}/runs/{batch}/{name}-{time.time_ns()}",
                 f"compile_cache={self.args.compile_cache or self.folder / 'compile'}",
                 f"dataloader.params.num_workers={self.args.workers}",
                 "trainer.params.check_val_every_n_epoch=1",

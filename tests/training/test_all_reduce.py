@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from convoy.errors import ConvoyError, ExitCode
+from convoy.health.link import Link
 from convoy.launch.network import free_port
 from convoy.topology import Topology
 from convoy.training import all_reduce
-from convoy.training.all_reduce import OtherRankWrong, WrongSum, check_all_reduce
+from convoy.training.all_reduce import AllReduce, OtherRankWrong, WrongSum, check_all_reduce
 from convoy.training.process_group import HostGroup
 
 PROGRAM = """
@@ -101,3 +102,31 @@ def test_ranks_that_do_not_answer_end_the_process(monkeypatch):
         time.sleep(0.3)
     assert ended == [ExitCode.RESUMABLE]
     assert "An all-reduce over 4 ranks did not end within" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("gb_per_s", "link", "said", "warns"),
+    [
+        (208, Link("NVLink, 18 links", 478.0), "208 GB/s, 44 % of the link's (NVLink", False),
+        (2, Link("PCIe 4.0 x16", 31.5), "2 GB/s, 6 % of the link's (PCIe", True),
+        (2, None, "all-reduce over 2 ranks (nccl): 2 GB/s", False),
+    ],
+)
+def test_the_bandwidth_stands_beside_the_links(caplog, gb_per_s, link, said, warns):
+    with caplog.at_level("INFO", logger="convoy"):
+        all_reduce.say_all_reduce(AllReduce(2, 1, "nccl", 1, 1.0, gb_per_s), link)
+    assert said in caplog.text
+    assert ("NCCL_DEBUG=INFO" in caplog.text) == warns
+
+
+def test_the_link_is_that_between_the_ranks(monkeypatch):
+    monkeypatch.setattr(all_reduce, "between_nodes", lambda name: Link(str(name), 1.0))
+    monkeypatch.setattr(all_reduce, "between_gpus", lambda gpu: Link(f"GPU {gpu}", 1.0))
+    two = Topology(world_size=2, num_nodes=2)
+    on_gpu, on_host = torch.device("cuda", 1), torch.device("cpu")
+    named = {"NCCL_SOCKET_IFNAME": "=eth1,eth2"}
+    assert str(all_reduce.link_of(two, on_gpu, named)) == "eth1, 1 GB/s"
+    assert all_reduce.link_of(two, on_host, {}) == Link("None", 1.0)
+    one = Topology(world_size=2, local_world_size=2)
+    assert all_reduce.link_of(one, on_gpu, {}) == Link("GPU 1", 1.0)
+    assert all_reduce.link_of(one, on_host, {}) is None

@@ -1,9 +1,10 @@
 """An all-reduce over all ranks before the training: is the sum right, and how fast is it?"""
 
+import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,12 +12,16 @@ import torch
 import torch.distributed as dist
 
 from convoy.errors import ConvoyError, ExitCode
+from convoy.health.link import Link, between_gpus, between_nodes
 from convoy.topology import Topology
 from convoy.training.process_group import HostGroup
+
+logger = logging.getLogger("convoy")
 
 # Bytes that are summed: large enough for a bandwidth, small enough for a tenth of a second.
 GPU_BYTES, CPU_BYTES = 64 << 20, 4 << 20
 ROUNDS = 3
+LEAST_SHARE = 0.15  # of the link's bandwidth: two H100 reached 0.35 to 0.43 of NVLink's
 PATIENCE = 120.0  # seconds; NCCL connects all ranks in the first round
 
 
@@ -80,6 +85,33 @@ def check_all_reduce(
     return AllReduce(
         ranks, topology.num_nodes, backend, size * 4, round(usual, 6), float(f"{bus:.3g}")
     )
+
+
+def link_of(
+    topology: Topology, device: torch.device, environment: Mapping[str, str]
+) -> Link | None:
+    """What the slowest link between the ranks carries, as far as this rank can know."""
+    if topology.num_nodes > 1:
+        names = environment.get("NCCL_SOCKET_IFNAME") or environment.get("GLOO_SOCKET_IFNAME", "")
+        return between_nodes(names.lstrip("=").partition(",")[0] or None)
+    return None if device.type == "cpu" else between_gpus(device.index or 0)
+
+
+def say_all_reduce(measured: AllReduce, link: Link | None) -> None:
+    """In the log: the bandwidth beside the link's, and a warning where it is far below."""
+    said = f"all-reduce over {measured.ranks} ranks ({measured.backend}): {measured.gb_per_s:.3g}"
+    if link is None:
+        logger.info("%s GB/s", said)
+        return
+    share = measured.gb_per_s / link.gb_per_s
+    logger.info("%s GB/s, %.0f %% of the link's (%s)", said, 100 * share, link)
+    if share < LEAST_SHARE:
+        logger.warning(
+            "The all-reduce reaches %.0f %% of what %s carries: NCCL_DEBUG=INFO shows the path "
+            "that NCCL took, and `convoy doctor` what it may use.",
+            100 * share,
+            link.name,
+        )
 
 
 def _require(sums: list[tuple[str, bool]], topology: Topology) -> None:

@@ -30,7 +30,7 @@ from convoy.run.progress import ProgressFile
 from convoy.run.stop_request import StopRequest
 from convoy.topology import Topology
 from convoy.training import flops, logs
-from convoy.training.all_reduce import check_all_reduce
+from convoy.training.all_reduce import check_all_reduce, link_of, say_all_reduce
 from convoy.training.checkpoint import CheckpointFolder, CheckpointWriter
 from convoy.training.lean_hooks import lean_hooks
 from convoy.training.manifest import add_cost, complete_manifest, has_cost, write_manifest
@@ -206,14 +206,11 @@ def _check_all_reduce(
     start: Start, host_group: HostGroup, config: DictConfig, failed: Callable[[str], None]
 ) -> None:
     measured = check_all_reduce(start.topology, host_group, device(config, start.topology), failed)
-    if measured is not None:
-        logger.info(
-            "all-reduce over %d ranks (%s): %.3g GB/s",
-            measured.ranks,
-            measured.backend,
-            measured.gb_per_s,
-        )
-        start.record("all_reduce", **asdict(measured))
+    if measured is not None and start.topology.is_rank_zero:
+        link = link_of(start.topology, device(config, start.topology), os.environ)
+        say_all_reduce(measured, link)
+        carries = None if link is None else {"name": link.name, "gb_per_s": link.gb_per_s}
+        start.record("all_reduce", **asdict(measured), link=carries)
 
 
 def _require_one_configuration(
