@@ -26,7 +26,7 @@ changed=$(find "$root/slurm" "$CONVOY_IMAGE" -maxdepth 1 -type f -newermt "${sub
 # The time limit (--signal=B:USR1@300), preemption, scancel, Ctrl-C: the ranks save and end with 75.
 agreement='' asked=''
 ask_to_stop() {
-    asked=$1
+    asked=$1 interrupted=1
     if [[ $agreement ]]; then "$container" ask-to-stop --signal="$1" "$agreement" || true; fi
 }
 trap 'ask_to_stop USR1' USR1
@@ -55,11 +55,7 @@ for ((attempt = 0; ; attempt++)); do
     # A node that is gone never ends its task. The others end theirs when they notice, and say so.
     { until [[ -e $lost ]]; do sleep 1; done; sleep 5; kill -KILL "$step"; } &> /dev/null &
     watch=$!
-    while :; do
-        status=0
-        { wait "$step" || status=$?; } 2> /dev/null
-        kill -0 "$step" 2> /dev/null || break
-    done
+    await "$step"
     kill "$watch" 2> /dev/null || true
     if ((status == 0)); then exit; fi
 

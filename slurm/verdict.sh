@@ -6,6 +6,16 @@ container=$root/slurm/container.sh
 job=$SLURM_JOB_ID  # in an array, the task's own: the number alone may stand for all of the tasks
 if [[ ${SLURM_ARRAY_TASK_ID:-} ]]; then job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi
 
+# Waits for a process of this shell and sets status. A signal that this shell takes ends the wait, not
+# the process, which may end while the signal is dealt with; whoever deals with it sets interrupted.
+await() {
+    while :; do
+        interrupted='' status=0
+        { wait "$1" || status=$?; } 2> /dev/null
+        if [[ ! $interrupted ]]; then return; fi
+    done
+}
+
 # Which of the hosts take a step of SLURM's; all are asked at once, and one that is gone is given up:
 # srun itself would wait another minute for it.
 answering() {

@@ -202,3 +202,14 @@ def test_a_node_that_is_gone_is_given_up_although_srun_waits_for_it(script):
     began = time.monotonic()
     assert script("answering gl001 gl006", srun=srun, timeout=timeout) == "gl001\n"
     assert time.monotonic() - began < 5
+
+
+def test_a_signal_to_the_script_does_not_hide_how_the_ranks_ended(script):
+    """They end while the script passes the signal on: it asks the ranks in a container."""
+    lines = """
+        (sleep 0.2; exit 75) & ranks=$!
+        (sleep 0.1; kill -TERM $$) &
+        trap 'interrupted=1; sleep 0.4' TERM
+        await "$ranks"; echo "$status"
+    """
+    assert script(lines) == "75\n"
