@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -56,7 +57,8 @@ class Chaos:
         self._steps = marathon.STEPS_PER_FAULT * max(len(faults) for faults in self.rounds)
         self._lock = threading.Lock()
         self._references: dict[Sequence[str], Reference] = {}
-        self._trainings = 0
+        self._trainings: Counter[bool] = Counter()  # of all nodes to the end, and of fewer
+        self._over = False
 
     def work(self, testbed: Testbed, until: float) -> None:
         """Take rounds until there are none left, or the time is over."""
@@ -74,30 +76,37 @@ class Chaos:
 
     def _train(self, testbed: Testbed, faults: list[str]) -> list[str]:
         """The faults that are left."""
+        fewer = faults == [FEWER_NODES]
         with self._lock:
-            self._trainings += 1
-            seed = f"{self.seed}-{self._trainings}"
-            unpacked = self._trainings % 2 == 0
+            self._trainings[fewer] += 1
+            seed = f"{self.seed}-{self._trainings[fewer]}"
+            unpacked = self._trainings[fewer] % 2 == 0
         if unpacked:
             testbed = replace(testbed, environment=testbed.environment | UNPACKED)
 
         def report(result: Result) -> None:
             self._keep(result, unpacked)
 
-        if faults == [FEWER_NODES]:
+        if fewer:
             reference = self._reference(testbed, marathon.TOLERANT_STEPS, marathon.TOLERANT)
             marathon.on_fewer_nodes(testbed, reference, seed, report)
             return []
         return marathon.run(testbed, faults, self._reference(testbed, self._steps), seed, report)
 
     def _reference(self, testbed: Testbed, steps: int, overrides: Sequence[str] = ()) -> Reference:
-        with self._lock:  # nobody can go on without it
+        with self._lock:  # nobody can continue without it
             if overrides not in self._references:
                 self._references[overrides] = marathon.undisturbed(testbed, steps, overrides)
             return self._references[overrides]
 
+    def stop(self) -> None:
+        """What comes from now on says nothing: the clusters are going down."""
+        self._over = True
+
     def _keep(self, result: Result, unpacked: bool) -> None:
         with self._lock:
+            if self._over:
+                return
             self.results.append(result)
             print(f"{datetime.now():%H:%M:%S} {result}", flush=True)
             if self.keep is not None:
@@ -169,13 +178,17 @@ def main() -> int:
     until = time.monotonic() + (float("inf") if args.minutes is None else args.minutes * 60)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with clusters(args.name, min(args.clusters, len(rounds))) as names:
-        workers = []
-        for name in names:
-            testbed = Testbed(name, args.image.absolute(), args.bind, environment)
-            workers.append(threading.Thread(target=chaos.work, args=(testbed, until), daemon=True))
-            workers[-1].start()
-        for worker in workers:
-            worker.join()
+        try:
+            workers = []
+            for name in names:
+                testbed = Testbed(name, args.image.absolute(), args.bind, environment)
+                work = threading.Thread(target=chaos.work, args=(testbed, until), daemon=True)
+                work.start()
+                workers.append(work)
+            for work in workers:
+                work.join()
+        finally:
+            chaos.stop()
     print(results.table(chaos.results))
     if args.json and args.json.exists():
         print(f"all of {args.json}:\n{results.table(results.load(args.json))}")

@@ -153,4 +153,4 @@ FAULTS: dict[str, Fault] = {
     "rendezvous node killed": _lose(0),
 }
 SAME_START = {"submitted twice", "disk full", "slow node", "network cut"}  # may end no start
-FEWER_NODES = "node lost, fewer go on"  # with CONVOY_MIN_NODES: equal but for rounding
+FEWER_NODES = "node lost, fewer continue"  # with CONVOY_MIN_NODES: equal but for rounding

@@ -1,5 +1,5 @@
 """One training that suffers many faults, one after another at random moments, so that a fault costs
-its recovery only; and one that goes on with fewer nodes. Standard library only."""
+its recovery only; and one that continues with fewer nodes. Standard library only."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def strays(training: Training) -> int:
 
 
 def on_fewer_nodes(testbed: Testbed, reference: Reference, seed: str, report: Report) -> None:
-    """A node is lost and the others go on without it: the same samples in each step, and losses
+    """A node is lost and the others continue without it: the same samples in each step, and losses
     within the tolerance."""
     chance = random.Random(seed)
     training = Training(

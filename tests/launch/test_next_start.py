@@ -73,7 +73,7 @@ def test_a_preempted_job_says_so():
 
 
 def before(*steps: int, kind: str = "restart") -> list[dict[str, object]]:
-    return [{"kind": kind, "step": step} for step in steps]
+    return [{"kind": kind, "step": step, "start": f"7-{n}"} for n, step in enumerate(steps)]
 
 
 @pytest.mark.parametrize("ended", [STOPPED, KILLED, LOST, UNFIT])
@@ -113,7 +113,7 @@ def test_what_follows_where_a_job_may_continue_on_fewer_nodes(ended, asked, smal
 def test_a_job_that_continued_without_a_node_is_requeued_without_it():
     events = [
         {"kind": "excluded_node", "node": "gl006", "until": 300.0},
-        {"kind": "shrink", "step": 4},
+        {"kind": "shrink", "step": 4, "start": "7-0"},
     ]
     decision = decide(STOPPED, 75, RUNNING, True, 10, events, now=200.0)
     assert (decision.action, decision.excluded) == (Action.REQUEUE, ("gl006",))

@@ -59,7 +59,16 @@ def run(args: argparse.Namespace) -> int:
     least = least_nodes(os.environ)
     if least is not None and ended.kind in (Kind.LOST, Kind.UNFIT):
         keep, smaller = without(directory, started, ended.nodes, least)
-    decision = decide(ended, args.status, job, bool(args.asked), step, past, smaller=smaller)
+    decision = decide(
+        ended,
+        args.status,
+        job,
+        bool(args.asked),
+        step,
+        past,
+        smaller=smaller,
+        start=agreement.start,
+    )
 
     if ended.is_of_a_rank and failures:
         print(verdict.report(failures, directory), file=sys.stderr)

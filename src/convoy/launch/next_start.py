@@ -80,10 +80,11 @@ def decide(
     events: Sequence[Mapping[str, Any]],
     now: float | None = None,
     smaller: Smaller | None = None,
+    start: str | None = None,
 ) -> Decision:
     """`asked`: the batch script was told to stop. `step` is that of the newest checkpoint, `events`
-    are the run's so far. `smaller`: what may be done without a lost or unfit node. Pure but for the
-    clock."""
+    are the run's so far. `smaller`: what may be done without a lost or unfit node. `start` is the
+    name of the one that ended. Pure but for the clock."""
     now = time.time() if now is None else now
     asked = asked or job.preempted
     if ended.kind is Kind.FAILED:
@@ -93,9 +94,14 @@ def decide(
         return Decision(
             Action.END, f"SLURM is ending the job ({job.state}): it decides what follows", code
         )
-    before = [entry for entry in events if entry["kind"] in CONTINUED]
+    # By start: both sides of a cut network decide what follows.
+    before = {
+        entry.get("start"): entry
+        for entry in events
+        if entry["kind"] in CONTINUED and entry.get("start") != start
+    }
     stalled = 1
-    for entry in reversed(before):
+    for entry in reversed(before.values()):
         if entry.get("step") != step:
             break
         stalled += 1
