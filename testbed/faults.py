@@ -29,7 +29,9 @@ def _kill(pattern: str, signal: str) -> Fault:
 
 def _signal_batch(name: str) -> Fault:
     def fault(training: Training, chance: random.Random) -> None:
-        training.testbed.run("scancel", "--batch", f"--signal={name}", training.job)
+        # scancel tries for minutes where the job was requeued a moment before.
+        signal = ("scancel", "--batch", f"--signal={name}", training.job)
+        training.testbed.run("timeout", "5", *signal)
 
     return fault
 
