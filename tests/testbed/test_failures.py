@@ -197,5 +197,8 @@ def test_a_warned_requeued_and_cancelled_job(testbed):
     assert testbed.processes()
     assert testbed.run("scancel", job).code == 0
     testbed.assert_nothing_left()
-    shown = testbed.run("scontrol", "show", "job", job).out
+    settled = (
+        "until shown=$(scontrol show job $1) && [[ $shown != *=COMPLETING* ]]; do sleep 0.3; done"
+    )
+    shown = testbed.run("bash", "-c", f'{settled}; echo "$shown"', "bash", job).out
     assert "JobState=CANCELLED" in shown and "Restarts=1 " in shown

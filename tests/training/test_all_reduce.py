@@ -105,16 +105,17 @@ def test_ranks_that_do_not_answer_end_the_process(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("gb_per_s", "link", "said", "warns"),
+    ("backend", "gb_per_s", "link", "said", "warns"),
     [
-        (208, Link("NVLink, 18 links", 478.0), "208 GB/s, 44 % of the link's (NVLink", False),
-        (2, Link("PCIe 4.0 x16", 31.5), "2 GB/s, 6 % of the link's (PCIe", True),
-        (2, None, "all-reduce over 2 ranks (nccl): 2 GB/s", False),
+        ("nccl", 208, Link("NVLink, 18 links", 478.0), "208 GB/s, 44 % of the link's (NV", False),
+        ("nccl", 2, Link("PCIe 4.0 x16", 31.5), "2 GB/s, 6 % of the link's (PCIe", True),
+        ("gloo", 0.1, Link("eth0, 10 Gbit/s", 1.25), "0.1 GB/s, 8 % of the link's (eth0", False),
+        ("nccl", 2, None, "all-reduce over 2 ranks (nccl): 2 GB/s", False),
     ],
 )
-def test_the_bandwidth_stands_beside_the_links(caplog, gb_per_s, link, said, warns):
+def test_the_bandwidth_stands_beside_the_links(caplog, backend, gb_per_s, link, said, warns):
     with caplog.at_level("INFO", logger="convoy"):
-        all_reduce.say_all_reduce(AllReduce(2, 1, "nccl", 1, 1.0, gb_per_s), link)
+        all_reduce.say_all_reduce(AllReduce(2, 1, backend, 1, 1.0, gb_per_s), link)
     assert said in caplog.text
     assert ("NCCL_DEBUG=INFO" in caplog.text) == warns
 

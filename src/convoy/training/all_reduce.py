@@ -105,7 +105,7 @@ def say_all_reduce(measured: AllReduce, link: Link | None) -> None:
         return
     share = measured.gb_per_s / link.gb_per_s
     logger.info("%s GB/s, %.0f %% of the link's (%s)", said, 100 * share, link)
-    if share < LEAST_SHARE:
+    if share < LEAST_SHARE and measured.backend == "nccl":  # gloo's is the processors' affair
         logger.warning(
             "The all-reduce reaches %.0f %% of what %s carries: NCCL_DEBUG=INFO shows the path "
             "that NCCL took, and `convoy doctor` what it may use.",
