@@ -5,13 +5,15 @@ at each pixel's windows again. Here a program has four pixels and the four windo
 The values, and of equal ones the pixel that gets the gradient, are torch's.
 """
 
-import importlib.util
-
 from torch import Tensor
+
+from convoy.training.speed.assignment import available
+
+_TRITON = available()  # once: a compiler traces `suits`
 
 
 def suits(image: Tensor, kernel: object, stride: object, padding: object) -> bool:
-    """Whether `max_pool` covers this pooling. Triton comes with torch's CUDA builds."""
+    """Whether `max_pool` covers this pooling."""
     return (
         image.is_cuda
         and image.ndim == 4
@@ -22,7 +24,7 @@ def suits(image: Tensor, kernel: object, stride: object, padding: object) -> boo
         and _is(kernel, 3)
         and (stride is None or _is(stride, 2))
         and _is(padding, 1)
-        and _has_triton()
+        and _TRITON
     )
 
 
@@ -36,10 +38,3 @@ def max_pool(image: Tensor) -> Tensor:
 
 def _is(value: object, number: int) -> bool:
     return value == number or (isinstance(value, (tuple, list)) and set(value) == {number})
-
-
-def _has_triton() -> bool:
-    return _TRITON
-
-
-_TRITON = importlib.util.find_spec("triton") is not None
