@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from convoy.errors import ConvoyError, ExitCode
 from convoy.health.memory import read_memory
 from convoy.launch import error_file, verdict
+from convoy.launch.fork_server import ForkServer
 from convoy.launch.signals import passed_on
 from convoy.launch.survivors import ended_soon
 from convoy.run.layout import RunDirectory
@@ -51,14 +52,23 @@ def load_torchrun() -> None:
     importlib.import_module("torch.distributed.run")
 
 
+def set_rank_environment(launch: Launch) -> None:
+    """What all ranks of this node inherit."""
+    # Each rank gets half of its share of the CPUs; the other half is the data loader's.
+    share = len(os.sched_getaffinity(0)) // launch.processes // 2
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, min(8, share))))
+    os.environ["PYTHONUNBUFFERED"] = "1"  # what a rank says is in its log when it is killed
+
+
 def run_torchrun(
     arguments: Sequence[str],
     launch: Launch,
     run: RunDirectory,
     told: Callable[[signal.Signals], None],
     failed: Callable[[int], None],
+    server: ForkServer | None = None,
 ) -> Failed | None:
-    """Run this node's ranks to their end; None where all finished.
+    """Run this node's ranks to their end; None where all finished. `server` forks them, if given.
 
     Signals that ask to stop go to the ranks, and `told` hears of the first. When a rank fails,
     `failed` hears its exit code at once, and the others end soon (`survivors`). Every rank that
@@ -66,10 +76,7 @@ def run_torchrun(
     stopped, or a signal ended the agent before it had ranks; ConvoyError where the nodes could not
     meet.
     """
-    # Each rank gets half of its share of the CPUs; the other half is the data loader's.
-    share = len(os.sched_getaffinity(0)) // launch.processes // 2
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, min(8, share))))
-    os.environ["PYTHONUNBUFFERED"] = "1"  # what a rank says is in its log when it is killed
+    set_rank_environment(launch)
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
@@ -94,8 +101,9 @@ def run_torchrun(
     try:
         with (
             _standard_error_to(run.agent_log(host)),
-            passed_on(told),
+            passed_on(told, () if server is None else (server.pid,)),
             ended_soon(ended_first) as cut,
+            contextlib.nullcontext() if server is None else server.forks_ranks(),
         ):
             torchrun(parse_args(list(arguments)))
         return None

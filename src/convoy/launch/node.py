@@ -13,7 +13,8 @@ from typing import Any
 from convoy import config
 from convoy.errors import ConvoyError, ExitCode
 from convoy.launch import nccl, network, survivors, verdict, vitals
-from convoy.launch.agent import load_torchrun, run_torchrun
+from convoy.launch.agent import load_torchrun, run_torchrun, set_rank_environment
+from convoy.launch.fork_server import ForkServer
 from convoy.launch.interface import choose_interface
 from convoy.launch.peers import LostNode, Peers, in_touch, is_failure
 from convoy.launch.preflight import preflight
@@ -55,6 +56,7 @@ class Part:
     def __init__(self, run: RunDirectory, launch: Launch) -> None:
         self._run, self._launch = run, launch
         self._peers: Peers | None = None
+        self._server: ForkServer | None = None
         self._state = node_state.begin(run, launch.start, launch.host)
 
     def take(self, address: str, overrides: Sequence[str], agreed: Agreement | None = None) -> int:
@@ -63,12 +65,15 @@ class Part:
         `agreed` is a job's, whose nodes look at themselves before and stay in touch.
         """
         code = int(ExitCode.FAILED)
+        set_rank_environment(self._launch)
+        self._server = ForkServer(overrides, self._launch.processes)
         try:
             if agreed is None:
                 code = self._train(address, overrides)
             else:
                 code = self._train_with_others(address, overrides, agreed)
         finally:
+            self._server.close()
             self._say(exit_code=code)
         return code
 
@@ -108,7 +113,9 @@ class Part:
         arguments = [*torchrun_arguments(launch, address, run.root), "--", *overrides]
         try:
             with vitals.sampled(run.node_vitals(launch.host)), looked_for(self._asked):
-                failed = run_torchrun(arguments, launch, run, self._told, self._failed)
+                failed = run_torchrun(
+                    arguments, launch, run, self._told, self._failed, self._server
+                )
         except SystemExit as stopped:
             if launch.kind != "job" and launch.is_host:  # else `convoy verdict` does so
                 report.leave(run)

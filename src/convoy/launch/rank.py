@@ -1,6 +1,8 @@
 """`python -m convoy.launch.rank [--run-dir=DIR] [--] OVERRIDE…`: one rank of a training run.
 
-torchrun starts one process per rank; started by itself, it is a run of one rank.
+torchrun starts one process per rank; started by itself, it is a run of one rank. With
+--fork-server=CONNECTION it imports first and becomes the ranks that it is asked for
+(launch/fork_server.py).
 """
 
 import contextlib
@@ -14,7 +16,7 @@ from typing import TextIO
 
 from convoy import config
 from convoy.errors import ConvoyError, ExitCode
-from convoy.launch import error_file, verdict
+from convoy.launch import error_file, fork_server, verdict
 from convoy.launch.heap import keep_freed_memory
 from convoy.navsim import tree
 from convoy.run.layout import RunDirectory
@@ -128,8 +130,12 @@ def _end(code: int) -> None:
 
 
 if __name__ == "__main__":
+    given = sys.argv[1:]
+    if given and given[0].startswith(fork_server.FLAG):
+        number = int(given[0].removeprefix(fork_server.FLAG))
+        given = fork_server.become_rank(number, given[2:])
     try:
-        ended = main(sys.argv[1:])
+        ended = main(given)
     except Exception:
         traceback.print_exc()
         ended = ExitCode.FAILED

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -19,8 +19,11 @@ ASKING = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 
 
 @contextlib.contextmanager
-def passed_on(told: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """Send ASKING signals on to this process's children meanwhile; `told` is called at the first.
+def passed_on(
+    told: Callable[[signal.Signals], None], helpers: Collection[int] = ()
+) -> Iterator[None]:
+    """Send ASKING signals on to this process's children meanwhile, but for `helpers`; `told` is
+    called at the first.
 
     Without children there is nobody to wait for, and a second SIGINT means at once: then the
     signal is torchrun's, which ends the children.
@@ -35,7 +38,7 @@ def passed_on(told: Callable[[signal.Signals], None]) -> Iterator[None]:
         if not seen:
             told(name)
         seen.append(name)
-        ranks = children(os.getpid())
+        ranks = [child for child in children(os.getpid()) if child not in helpers]
         if again or not ranks:
             raise SignalException(f"got {name.name}", sigval=name)
         for rank in ranks:
