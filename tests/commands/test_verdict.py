@@ -164,6 +164,17 @@ def test_a_killed_rank_is_started_again_until_that_leads_nowhere(ended):
     assert kinds == [*["restart"] * 4, "end", "end"]
 
 
+def test_a_start_that_fell_back_to_an_older_checkpoint_makes_progress_too(ended):
+    """The newest was damaged: the next start continues before it, and writes others."""
+    for start, step in (("7-0", 60), ("7-0.1", 45), ("7-0.2", 50)):
+        ended.begin(start)
+        events.record(ended.run, "checkpoint", step=step)
+        verdict.write(ended.run, start, verdict.died(1, "gl006", -9))
+        answer, _ = ended("--status=1", "--answering=gl001\ngl006", start=start)
+        assert answer == ["again", "75", "-", "-"]
+        assert events.read(ended.run)[-1]["step"] == step
+
+
 def test_a_stop_before_the_time_limit_is_requeued(ended):
     for host in ("gl001", "gl006"):
         node_state.write(ended.run, "7-0", node_state.NodeState(host, 1.0, 75, "SIGUSR1"))

@@ -53,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
         over = [host for host, state in states.items() if state.exit_code is not None]
     lock.give_back(directory, started.get("job"), over)
     past = events.read(directory)
-    step = max((entry["step"] for entry in past if entry["kind"] == "checkpoint"), default=0)
+    # Not the highest: a start that fell back to an older checkpoint goes on from there.
+    written = [entry["step"] for entry in past if entry["kind"] == "checkpoint"]
+    step = written[-1] if written else 0
     job = Job.from_text(args.job)
     keep, smaller = None, None
     least = least_nodes(os.environ)

@@ -24,6 +24,7 @@ from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 BACKEND = "convoy"  # the name for torchrun
 ARRIVAL = timedelta(minutes=10)  # in which all nodes have to come
 _TRY = timedelta(seconds=5)  # of one attempt to connect; a signal waits as long
+_OWN = timedelta(minutes=1)  # of the first node's with its own store: a node may be very busy
 _PAUSE = 0.1  # seconds between two looks
 GRACE = 10.0  # seconds that ranks have to end by themselves once the first node's agent has gone
 
@@ -90,7 +91,7 @@ class Rendezvous(RendezvousHandler):
                     self._host,
                     self._port,
                     is_master=serves,
-                    timeout=_TRY,
+                    timeout=_OWN if serves else _TRY,
                     wait_for_workers=False,
                     multi_tenant=True,  # the ranks use it too
                 )

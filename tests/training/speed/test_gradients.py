@@ -23,11 +23,12 @@ STEPS = 4
 class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.used = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
+        self.last = nn.Linear(5, 3)  # gradients do not arrive in the order of the parameters
+        self.used = nn.Sequential(nn.Linear(6, 15), nn.Tanh(), nn.Linear(15, 5))
         self.frozen = nn.Linear(3, 3).requires_grad_(False)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.frozen(self.used(inputs))
+        return self.frozen(self.last(self.used(inputs)))
 
 
 def _rank(rank: int, port: int) -> None:
@@ -45,11 +46,15 @@ def _rank(rank: int, port: int) -> None:
     leave_process_group()
 
 
+def _trained(model: Model) -> list[nn.Parameter]:
+    return [entry for entry in model.parameters() if entry.requires_grad]
+
+
 def _with_ddp(data: list[torch.Tensor]) -> list[list[float]]:
     torch.manual_seed(0)
     model = Model()
     wrapped = DistributedDataParallel(model)
-    optimizer = torch.optim.Adam(model.used.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(_trained(model), lr=1e-2)
     for batch in data:
         optimizer.zero_grad()
         wrapped(batch).square().mean().backward()
@@ -60,7 +65,7 @@ def _with_ddp(data: list[torch.Tensor]) -> list[list[float]]:
 def _in_one_piece(data: list[torch.Tensor], bf16: bool = False) -> list[list[float]]:
     torch.manual_seed(0)
     model = Model()
-    optimizer = torch.optim.Adam(model.used.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(_trained(model), lr=1e-2)
 
     def loss(batch: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"loss": model(batch).square().mean()}
@@ -70,6 +75,10 @@ def _in_one_piece(data: list[torch.Tensor], bf16: bool = False) -> list[list[flo
     step = WholeStep(loss, loss, optimizer, parameters, mean=mean, graph=False)
     for batch in data:
         step(batch)
+    if not bf16:
+        gradients_of = [entry.grad for entry in _trained(model) if entry.grad is not None]
+        assert len(gradients_of) == 6
+        assert all(entry.data_ptr() % gradients.ALIGNED == 0 for entry in gradients_of)
     return [entry.flatten().tolist() for entry in model.parameters()]
 
 

@@ -17,7 +17,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from convoy.training.speed import assignment, attention, matching, operators
+from convoy.training.speed import assignment, attention, matching, operators, regions
 from convoy.training.speed.gradients import GradientMean
 from convoy.training.speed.optimizer import make_fused
 from convoy.training.speed.recipe import Recipe
@@ -158,7 +158,11 @@ class Acceleration(pl.Callback):
             "this agent, batch size and card",
             cache,
         )
-        self._compiled = torch.compile(self._agent.forward, dynamic=False)
+        forward = self._agent.forward
+        if self._steps_itself and self._world_size > 1:
+            self._compiled = regions.compiled(forward)
+        else:  # under DistributedDataParallel torch cuts the graph itself
+            self._compiled = torch.compile(forward, dynamic=False)
 
     def _whole_step(self, trainer: pl.Trainer, loss: Loss, eager_loss: Loss) -> WholeStep:
         parameters = list(self._agent.parameters())

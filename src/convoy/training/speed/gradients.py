@@ -2,9 +2,11 @@
 
 DistributedDataParallel does the same, and its hooks wait on the host now and then, which a CUDA
 graph cannot hold. These buckets are filled and reduced by work on the device alone. The parameters
-that take part are those that got a gradient in the first step; the same on every rank.
+that take part are those that got a gradient in the first step; the same on every rank. Buckets are
+cut in the order in which rank 0's gradients arrived then.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,7 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 FIRST_BUCKET = 1 << 20  # bytes: the last layers' gradients leave early
-BUCKET = 25 << 20  # bytes, as DistributedDataParallel has it
+BUCKET = 16 << 20  # bytes: what leaves last has nothing beside it, so it shall not be much
+ALIGNED = 16  # bytes: optimizers read gradients that begin so four at a time
 
 
 class GradientMean:
@@ -23,32 +26,50 @@ class GradientMean:
         self._parameters = [entry for entry in parameters if entry.requires_grad]
         self._world_size, self._bf16 = world_size, bf16
         self._buckets: list[_Bucket] | None = None
+        self._arrived: list[int] = []
+        self._watched = [
+            entry.register_post_accumulate_grad_hook(lambda _, index=index: self._note(index))
+            for index, entry in enumerate(self._parameters)
+        ]
+
+    def _note(self, index: int) -> None:
+        self._arrived.append(index)
 
     def wait(self) -> None:
         """Finish the reductions; the first time, find out which parameters take part."""
         first = self._buckets is None
         if self._buckets is None:
-            used = [entry for entry in reversed(self._parameters) if entry.grad is not None]
+            for watch in self._watched:
+                watch.remove()
+            used = [self._parameters[index] for index in self._order()]
             self._buckets = [_Bucket(part, self._world_size, self._bf16) for part in _cut(used)]
         for bucket in self._buckets:
             if first:
                 bucket.begin()
             bucket.finish()
 
+    def _order(self) -> list[int]:
+        """Indices of the parameters in the order in which rank 0's gradients arrived."""
+        device = self._parameters[0].device
+        places = torch.full((len(self._parameters),), -1, dtype=torch.int64, device=device)
+        places[: len(self._arrived)] = torch.tensor(self._arrived, device=device)
+        dist.broadcast(places, src=0)
+        return [index for index in places.tolist() if index >= 0]
+
 
 class _Bucket:
     def __init__(self, parameters: list[nn.Parameter], world_size: int, bf16: bool) -> None:
         self._parameters = parameters
         self._world_size = world_size
-        sizes = [entry.numel() for entry in parameters]
         first = parameters[0]
         self._compressed = bf16 and first.dtype == torch.float32
         dtype = torch.bfloat16 if self._compressed else first.dtype
-        self._flat = torch.empty(sum(sizes), dtype=dtype, device=first.device)
-        views = self._flat.split(sizes)
+        lanes = max(1, ALIGNED // dtype.itemsize)
+        sizes = [math.ceil(entry.numel() / lanes) * lanes for entry in parameters]
+        self._flat = torch.zeros(sum(sizes), dtype=dtype, device=first.device)
         self._views = [
             view.as_strided(entry.shape, entry.stride())
-            for view, entry in zip(views, parameters, strict=True)
+            for view, entry in zip(self._flat.split(sizes), parameters, strict=True)
         ]
         self._missing = len(parameters)
         self._work: dist.Work | None = None

@@ -1,0 +1,85 @@
+"""A compiled forward pass whose gradients leave one after another; traced and differentiated by
+torch's compiler, and run as it is, so no C++ compiler is needed."""
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from convoy.training.speed import gradients, regions
+
+heard: list[str] = []
+
+
+@torch.library.custom_op("convoy_tests::heard", mutates_args=())
+def hear(value: Tensor) -> Tensor:
+    heard.append("between the layers")
+    return value.clone()
+
+
+@torch.library.custom_op("convoy_tests::marked", mutates_args=())
+def mark(value: Tensor) -> Tensor:
+    return value.clone()
+
+
+hear.register_fake(torch.empty_like)
+mark.register_fake(torch.empty_like)
+mark.register_autograd(lambda _, gradient: hear(gradient))
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        first: Tensor = mark(self.first(inputs).tanh())
+        second: Tensor = self.second(first)
+        return second
+
+
+@pytest.fixture(autouse=True)
+def small_buckets(monkeypatch) -> Iterator[None]:
+    monkeypatch.setattr(gradients, "FIRST_BUCKET", 8)
+    monkeypatch.setattr(gradients, "BUCKET", 8)
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def backward(model: Model, forward: Callable[..., Any]) -> list[str]:
+    """What happened in the order in which it did: gradients that arrived, and the mark."""
+    for name, entry in model.named_parameters():
+        entry.register_post_accumulate_grad_hook(lambda _, name=name: heard.append(name))
+    loss = forward(torch.arange(32.0).reshape(4, 8) / 32).square().mean()
+    heard.clear()
+    loss.backward()
+    return list(heard)
+
+
+def test_gradients_of_the_last_layers_arrive_before_the_backward_pass_of_the_first():
+    model = Model()
+    order = backward(model, regions.compiled(model.forward, "aot_eager"))
+    mark_at = order.index("between the layers")
+    assert {"second.weight", "second.bias"} == set(order[:mark_at])
+    assert {"first.weight", "first.bias"} == set(order[mark_at + 1 :])
+
+
+def test_compiled_in_one_piece_they_all_arrive_at_its_end():
+    """Which is why there are regions."""
+    model = Model()
+    order = backward(model, torch.compile(model.forward, backend="aot_eager"))
+    assert order[0] == "between the layers" and len(order) == 5
+
+
+def test_values_and_gradients_are_those_of_the_plain_pass():
+    plain = Model()
+    cut = copy.deepcopy(plain)
+    backward(plain, plain.forward)
+    backward(cut, regions.compiled(cut.forward, "aot_eager"))
+    for one, other in zip(cut.parameters(), plain.parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None
+        assert torch.equal(one.grad, other.grad)
