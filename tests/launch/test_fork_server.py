@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -129,6 +130,18 @@ def test_a_stop_before_there_are_ranks_does_not_wait_for_the_import(command, mon
     server.close()
     timer.wait()
     assert heard == [signal.SIGTERM] and not is_alive(server.pid)
+
+
+def test_no_rank_starts_once_a_node_ends_because_of_another_one(command, monkeypatch, capfd):
+    monkeypatch.setenv("SLOW", "300")
+    server = ForkServer([], 1)
+    threading.Timer(0.3, server.abandon).start()
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            server._fork(command("0"), os.environ)
+        assert ended.value.code == 75
+    server.close()
+    assert not is_alive(server.pid) and not capfd.readouterr().err
 
 
 def test_a_server_ends_with_the_node_s_process(command, tmp_path):

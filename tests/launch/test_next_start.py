@@ -67,6 +67,12 @@ def test_what_follows(ended, job, asked, action, code, excluded):
     assert set(decision.fresh) <= set(ended.nodes)
 
 
+def test_a_failure_never_ends_as_if_it_had_stopped():
+    """Another node's part of it ended with 75, and srun's status is the highest."""
+    assert decide(FAILED, 75, RUNNING, False, step=10, events=[]).exit_code == 1
+    assert decide(FAILED, 137, RUNNING, False, step=10, events=[]).exit_code == 137
+
+
 def test_a_preempted_job_says_so():
     decision = decide(STOPPED, 75, Job("RUNNING", True, preempted=True), False, 10, [])
     assert decision.reason == "SLURM is preempting the job: requeueing it"

@@ -41,6 +41,7 @@ class ForkServer:
 
     def __init__(self, overrides: Sequence[str], ranks: int) -> None:
         self._ranks = ranks
+        self._abandoned = False
         self._connection, theirs = Pipe()
         _adopt_orphans(True)
         with theirs:
@@ -73,6 +74,14 @@ class ForkServer:
         finally:
             api.get_subprocess_handler = before
 
+    def abandon(self) -> None:
+        """From another thread: no rank is to start any more. One that was being forked is this
+        process's child afterwards."""
+        self._abandoned = True
+        if self._ranks:
+            self._process.kill()
+            self._process.wait()
+
     def close(self) -> None:
         """End the server; ranks that it has forked are not its any more."""
         self._connection.close()
@@ -84,6 +93,8 @@ class ForkServer:
 
     def _fork(self, command: tuple[str, ...], environment: Mapping[str, str]) -> "Child | None":
         """None where this rank has to be started in the ordinary way."""
+        if self._abandoned:
+            raise SystemExit(int(ExitCode.RESUMABLE))
         if not self._ranks or list(command[: len(RANK)]) != RANK:
             return None
         try:
@@ -92,6 +103,8 @@ class ForkServer:
                 send_handle(self._connection, stream, self.pid)
             child = Child(self._connection.recv())
         except (OSError, EOFError) as error:
+            if self._abandoned:
+                raise SystemExit(int(ExitCode.RESUMABLE)) from error
             reason = f"the process that imports for them has ended ({type(error).__name__})"
             print(f"launch: each rank imports for itself: {reason}", file=sys.stderr, flush=True)
             self.close()

@@ -88,8 +88,10 @@ def decide(
     now = time.time() if now is None else now
     asked = asked or job.preempted
     if ended.kind is Kind.FAILED:
-        return Decision(Action.END, "", status)
-    code = ExitCode.PREFLIGHT if ended.kind is Kind.UNFIT else ExitCode.RESUMABLE
+        # srun's status is the highest: that of a node that ended because a rank of another failed.
+        code = int(ExitCode.FAILED) if status == ExitCode.RESUMABLE else status
+        return Decision(Action.END, "", code)
+    code = int(ExitCode.PREFLIGHT if ended.kind is Kind.UNFIT else ExitCode.RESUMABLE)
     if job.state not in ("RUNNING", "UNKNOWN"):
         return Decision(
             Action.END, f"SLURM is ending the job ({job.state}): it decides what follows", code

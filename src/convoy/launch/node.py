@@ -165,6 +165,8 @@ class Part:
 
     def _end(self, grace: float, writing: float) -> None:
         self._say(exit_code=int(ExitCode.RESUMABLE))
+        if self._server is not None:
+            self._server.abandon()
         end_ranks(grace, writing)
 
 
