@@ -24,6 +24,7 @@ fork_server.RANK = [sys.executable, "-u", __file__]
 fork_server._tell_lightning = lambda environment: None
 def look(overrides):
     print("imports", *overrides, flush=True)
+    os.environ["GDAL_CURL_CA_BUNDLE"] = "/certificates"
     time.sleep(float(os.environ.get("SLOW", "0")))
     return os.environ.get("OBSTACLE")
 fork_server._import_for_ranks = look
@@ -38,7 +39,9 @@ follow_parent()
 folder, code = given
 print(f"rank {os.environ['RANK']}", file=sys.stderr)
 leader = os.getsid(0) == os.getpid()
-text = f"{os.getpid()} {os.getppid()} {leader} {forked}"
+certificates = os.environ.get("GDAL_CURL_CA_BUNDLE", "none")
+text = f"{os.getpid()} {os.getppid()} {leader} {forked} {certificates}"
+assert "PYTORCH_NVML_BASED_CUDA_CHECK" not in os.environ
 with open(f"{folder}/{os.environ['RANK']}.tmp", "w") as file:
     file.write(text)
 os.rename(file.name, file.name.removesuffix(".tmp"))
@@ -81,7 +84,8 @@ def test_ranks_are_this_process_s_children_and_lead_sessions_of_their_own(comman
     ranks = [fork(server, given, rank) for rank, given in enumerate(ends)]
     assert not is_alive(server.pid)
     for rank, child in enumerate(ranks):
-        assert said(tmp_path, rank) == [str(child.pid), str(os.getpid()), "True", "True"]
+        started = [str(child.pid), str(os.getpid()), "True", "True", "/certificates"]
+        assert said(tmp_path, rank) == started
     assert [child.wait(60) for child in ranks[:2]] == [0, 3]
     assert ranks[2].poll() is None and children(os.getpid()) == [ranks[2].pid]
     with pytest.raises(subprocess.TimeoutExpired):
@@ -100,7 +104,7 @@ def test_where_ranks_cannot_be_forked_each_is_a_program_of_its_own(
     server = ForkServer([], 1)
     rank = fork(server, command("4"), 0)
     assert rank.wait(60) == 4
-    assert said(tmp_path, 0) == [str(rank.pid), str(os.getpid()), "True", "False"]
+    assert said(tmp_path, 0) == [str(rank.pid), str(os.getpid()), "True", "False", "none"]
     assert "each rank imports for itself: an import starts CUDA" in capfd.readouterr().err
 
 

@@ -129,8 +129,14 @@ def become_rank(connection: int, overrides: Sequence[str]) -> list[str]:
     """The server's side: import, then fork. Returns in the ranks alone, with their arguments."""
     for number in SIGNALS:  # the node ends this process by closing the connection
         signal.signal(number, signal.SIG_IGN)
-    server, node = os.getpid(), os.getppid()
+    # torch.cuda.is_available() in some module must not start CUDA: it would not survive the fork.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    server, node, before = os.getpid(), os.getppid(), dict(os.environ)
     obstacle = _import_for_ranks(overrides)
+    # Some packages set variables at their import (GDAL's certificates, OpenCV's libraries).
+    set_by_imports = {
+        name: value for name, value in os.environ.items() if before.get(name) != value
+    }
     if obstacle is not None:
         print(f"launch: each rank imports for itself: {obstacle}", file=sys.stderr, flush=True)
     with Connection(connection) as requests:
@@ -151,7 +157,7 @@ def become_rank(connection: int, overrides: Sequence[str]) -> list[str]:
         os.dup2(stream, own)
         os.close(stream)
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update(environment | set_by_imports)
     # A rank follows its parent (stop_request.follow_parent): that has to be the agent by then.
     while os.getppid() == server:
         time.sleep(0.001)
@@ -173,8 +179,6 @@ def _import_for_ranks(overrides: Sequence[str]) -> str | None:
     Of an agent that is not Convoy's this is what all agents of NAVSIM import. Its own module may
     ask at its import which rank it is in, so that each rank imports it.
     """
-    # torch.cuda.is_available() in some module must not start CUDA: it would not survive the fork.
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     gc.disable()  # nothing that is imported becomes garbage, and looking for it takes its time
     try:
         agent = compose(overrides, tree.config_directory()).agent._target_
