@@ -29,6 +29,7 @@ def look(overrides):
     time.sleep(float(os.environ.get("SLOW", "0")))
     return os.environ.get("OBSTACLE")
 fork_server._import_for_ranks = look
+fork_server._cuda_starts = lambda: "CUDA_FAILS" not in os.environ
 given, forked = sys.argv[1:], False
 if given[0].startswith(fork_server.FLAG):
     number = int(given[0].removeprefix(fork_server.FLAG))
@@ -106,6 +107,17 @@ def test_where_ranks_cannot_be_forked_each_is_a_program_of_its_own(
     assert rank.wait(60) == 4
     assert said(tmp_path, 0) == [str(rank.pid), str(os.getpid()), "True", "False", "none"]
     assert "each rank imports for itself: an import starts CUDA" in capfd.readouterr().err
+
+
+def test_a_rank_in_which_cuda_does_not_start_becomes_a_program_of_its_own(
+    command, tmp_path, capfd, monkeypatch
+):
+    monkeypatch.setenv("CUDA_FAILS", "1")
+    server = ForkServer([], 1)
+    rank = fork(server, command("4"), 0)
+    assert rank.wait(60) == 4
+    assert said(tmp_path, 0) == [str(rank.pid), str(os.getpid()), "True", "False"]
+    assert "this rank imports for itself: CUDA does not start" in capfd.readouterr().err
 
 
 def test_a_server_that_has_died_leaves_the_ranks_to_torchrun(command, capfd):

@@ -33,7 +33,7 @@ FLAG = "--fork-server="  # with the number of an open connection to the node's p
 RANK = [sys.executable, "-u", "-m", "convoy.launch.rank"]  # as torchrun starts it
 STREAMS = (1, 2)
 _PR_SET_CHILD_SUBREAPER = 36
-_CUDA_NOT_INITIALIZED = 3
+_CUDA_SUCCESS, _CUDA_NOT_INITIALIZED, _CUDA_NO_DEVICE = 0, 3, 100
 
 
 class ForkServer:
@@ -176,6 +176,9 @@ def become_rank(connection: int, overrides: Sequence[str]) -> list[str]:
         time.sleep(0.001)
     if os.getppid() != node:
         os._exit(ExitCode.RESUMABLE)
+    if obstacle is None and not _cuda_starts():
+        obstacle = "CUDA does not start in a forked process here"
+        print(f"launch: this rank imports for itself: {obstacle}", file=sys.stderr, flush=True)
     if obstacle is not None:
         os.execve(RANK[0], [*RANK, *arguments], environment)
     _tell_lightning(environment)
@@ -214,6 +217,18 @@ def _cuda_is_up() -> bool:
         return False
     count = ctypes.c_int()
     return int(driver.cuDeviceGetCount(ctypes.byref(count))) != _CUDA_NOT_INITIALIZED
+
+
+def _cuda_starts() -> bool:
+    """Whether a forked rank can use what the node has of GPUs, before it begins anything."""
+    import torch
+
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return True
+    started = int(driver.cuInit(0)) in (_CUDA_SUCCESS, _CUDA_NO_DEVICE)
+    return started and not torch.cuda._is_in_bad_fork()
 
 
 def _tell_lightning(environment: Mapping[str, str]) -> None:
