@@ -116,7 +116,7 @@ def test_a_rank_in_which_cuda_does_not_start_becomes_a_program_of_its_own(
     server = ForkServer([], 1)
     rank = fork(server, command("4"), 0)
     assert rank.wait(60) == 4
-    assert said(tmp_path, 0) == [str(rank.pid), str(os.getpid()), "True", "False"]
+    assert said(tmp_path, 0) == [str(rank.pid), str(os.getpid()), "True", "False", "none"]
     assert "this rank imports for itself: CUDA does not start" in capfd.readouterr().err
 
 
