@@ -150,6 +150,8 @@ def in_process() -> Iterator[Callable[..., None]]:
             loaded = config.load([*settings, *overrides], topology, tree.config_directory())
             train(loaded, topology, request or StopRequest().install())
         finally:
+            # A training tries its agent out before it turns this on, as in a process of its own.
+            torch.use_deterministic_algorithms(False)
             for number, handler in signals.items():
                 signal.signal(number, handler)
             root.handlers[:] = handlers
@@ -158,7 +160,6 @@ def in_process() -> Iterator[Callable[..., None]]:
 
     yield run
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture
