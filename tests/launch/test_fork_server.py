@@ -58,6 +58,8 @@ def command(tmp_path, monkeypatch):
     program.write_text(PROGRAM)
     monkeypatch.setattr(fork_server, "RANK", [sys.executable, "-u", str(program)])
     monkeypatch.setenv("PYTHONPATH", str(SRC))
+    # The server sets it for itself alone; Lightning may have set it in this process.
+    monkeypatch.delenv("PYTORCH_NVML_BASED_CUDA_CHECK", raising=False)
     return lambda code: (*fork_server.RANK, str(tmp_path), code)
 
 
