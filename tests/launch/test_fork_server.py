@@ -100,26 +100,22 @@ def test_ranks_are_this_process_s_children_and_lead_sessions_of_their_own(comman
     assert all(f"rank {rank}" in err for rank in range(3))
 
 
-def test_where_ranks_cannot_be_forked_each_is_a_program_of_its_own(
-    command, tmp_path, capfd, monkeypatch
+@pytest.mark.parametrize(
+    ("variable", "said_of_it"),
+    [
+        ("OBSTACLE", "each rank imports for itself: an import starts CUDA"),
+        ("CUDA_FAILS", "this rank imports for itself: CUDA does not start"),
+    ],
+)
+def test_a_rank_that_cannot_be_forked_is_a_program_of_its_own(
+    command, tmp_path, capfd, monkeypatch, variable, said_of_it
 ):
-    monkeypatch.setenv("OBSTACLE", "an import starts CUDA")
+    monkeypatch.setenv(variable, "an import starts CUDA")
     server = ForkServer([], 1)
     rank = fork(server, command("4"), 0)
     assert rank.wait(60) == 4
     assert said(tmp_path, 0) == [str(rank.pid), str(os.getpid()), "True", "False", "none"]
-    assert "each rank imports for itself: an import starts CUDA" in capfd.readouterr().err
-
-
-def test_a_rank_in_which_cuda_does_not_start_becomes_a_program_of_its_own(
-    command, tmp_path, capfd, monkeypatch
-):
-    monkeypatch.setenv("CUDA_FAILS", "1")
-    server = ForkServer([], 1)
-    rank = fork(server, command("4"), 0)
-    assert rank.wait(60) == 4
-    assert said(tmp_path, 0) == [str(rank.pid), str(os.getpid()), "True", "False", "none"]
-    assert "this rank imports for itself: CUDA does not start" in capfd.readouterr().err
+    assert said_of_it in capfd.readouterr().err
 
 
 def test_a_server_that_has_died_leaves_the_ranks_to_torchrun(command, capfd):
