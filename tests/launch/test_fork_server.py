@@ -25,7 +25,7 @@ fork_server.RANK = [sys.executable, "-u", __file__]
 fork_server._tell_lightning = lambda environment: None
 def look(overrides):
     print("imports", *overrides, flush=True)
-    os.environ["GDAL_CURL_CA_BUNDLE"] = "/certificates"
+    os.environ["SET_AT_IMPORT"] = "/certificates"
     time.sleep(float(os.environ.get("SLOW", "0")))
     return os.environ.get("OBSTACLE")
 fork_server._import_for_ranks = look
@@ -40,7 +40,7 @@ follow_parent()
 folder, code = given
 print(f"rank {os.environ['RANK']}", file=sys.stderr)
 leader = os.getsid(0) == os.getpid()
-certificates = os.environ.get("GDAL_CURL_CA_BUNDLE", "none")
+certificates = os.environ.get("SET_AT_IMPORT", "none")
 text = f"{os.getpid()} {os.getppid()} {leader} {forked} {certificates}"
 assert "PYTORCH_NVML_BASED_CUDA_CHECK" not in os.environ
 with open(f"{folder}/{os.environ['RANK']}.tmp", "w") as file:
