@@ -50,7 +50,9 @@ from convoy.training.safe_points import SafePoints
 from convoy.training.speed.acceleration import Acceleration
 from convoy.training.speed.recipe import Recipe
 from convoy.training.speed.recipe import choose as choose_recipe
+from convoy.training.speed.whole_step import EAGER_STEPS
 from convoy.training.start import Start, started
+from convoy.training.start_up import StartUp
 from convoy.training.timers import StepTimers
 from convoy.training.trainer import build_trainer, device, require_accelerator
 from convoy.training.watchdog import Watchdog
@@ -79,6 +81,8 @@ def train(
     stuck is ended from a thread, after `failed` was called with the reason.
     """
     config = settings.config
+    start_up = StartUp()
+    start_up.reached("imports")
     logs.speak_on_rank_zero(topology)
     require_accelerator(config.trainer.params.accelerator, topology)
     if config.trainer.params.deterministic:  # Lightning sets it when cuBLAS has read it
@@ -89,11 +93,12 @@ def train(
         with started(config, topology, host_group) as start:
             _log_start(start.run, settings, topology)
             _check_all_reduce(start, host_group, config, failed)
+            start_up.reached("ranks")
             watchdog = Watchdog(
                 start.run, topology, request, config.watchdog_minutes, start.record_any, failed
             )
             try:
-                _train(settings, start, host_group, request, watchdog)
+                _train(settings, start, host_group, request, watchdog, start_up)
             except Exception as error:
                 out_of_memory = explain(error, config, topology)
                 if out_of_memory is None:
@@ -107,6 +112,7 @@ def _train(
     host_group: HostGroup,
     request: StopRequest,
     watchdog: Watchdog,
+    start_up: StartUp,
 ) -> None:
     config, run, topology = settings.config, start.run, start.topology
     logs.write_to(run, topology)
@@ -115,6 +121,7 @@ def _train(
     pl.seed_everything(config.seed, workers=True, verbose=False)
     agent = build_agent(config.agent)
     load_weights(agent, config.agent)
+    start_up.reached("agent")
     builders = trained_builders(agent)
     calls = AgentCalls(agent)
     data = host_group.on_rank_zero(lambda: _find_data(settings, builders))
@@ -122,6 +129,7 @@ def _train(
     if topology.is_rank_zero:
         split = {"train": data.train.samples, "validation": data.val.samples}
         write_manifest(run, config, split)
+    start_up.reached("data")
     recipe = choose_recipe(config, topology.world_size)
     speed = Acceleration(recipe, agent, topology.world_size, calls.wants_tokens)
     datamodule = DataModule(
@@ -137,6 +145,7 @@ def _train(
     keys = TrajectoryKeys(config.metrics.prediction, config.metrics.target)
     rehearsal = _rehearse(agent, calls, datamodule, keys, device(config, topology))
     _count(agent, calls, datamodule, start, host_group)
+    start_up.reached("dry pass")
     module = AgentModule(agent, calls, rehearsal, keys, run, host_group, speed)
     progress = ProgressReport(settings.batches, host_group, ProgressFile(run))
     folder = CheckpointFolder(run)
@@ -146,6 +155,7 @@ def _train(
     speed.look_at(agents_own)
     on_gpu = device(config, topology).type == "cuda"
     timers = StepTimers(speed.steps_itself, on_gpu)
+    start_up.tell(start.record, EAGER_STEPS + 1 if speed.steps_itself else 1)
     callbacks = [
         Randomness(config.seed, settings.batches, topology),
         NavsimMetricNames(),
@@ -166,7 +176,7 @@ def _train(
             config.score.every_epochs,
         ),
     ]
-    callbacks.append(speed)
+    callbacks += [speed, start_up]
     if config.profile.steps:
         callbacks.append(StepTrace(run, timers, config.profile.warm, config.profile.steps))
     trainer = build_trainer(settings, topology, run, callbacks, writer, recipe, timers)
