@@ -25,6 +25,7 @@ from torch.utils.data import Dataset, default_collate
 from convoy.agents.contract import TrainableAgent
 from convoy.data import pickles
 from convoy.errors import ConvoyError
+from convoy.run.append import append_line
 
 Sample = tuple[dict[Any, Any], dict[Any, Any]]
 
@@ -250,8 +251,7 @@ class CacheDataset(Dataset[Sample | ConvoyError]):
             except ConvoyError as error:
                 if self.skipped_log is None:
                     return error
-                with self.skipped_log.open("a") as file:
-                    file.write(json.dumps({"sample": sample, "reason": str(error)}) + "\n")
+                append_line(self.skipped_log, json.dumps({"sample": sample, "reason": str(error)}))
         return ConvoyError(f"No sample of {self.split.root} can be read; see {self.skipped_log}.")
 
     def _read(self, sample: str) -> Sample:

@@ -5,13 +5,12 @@ event. Standard library only: the launch and host tools write and read it too.
 """
 
 import contextlib
-import fcntl
 import json
-import os
 import socket
 import time
 from typing import Any
 
+from convoy.run.append import append_line
 from convoy.run.layout import RunDirectory
 
 # Kinds that the training writes: start, takeover, resume, checkpoint, checkpoint_failed, signal,
@@ -22,19 +21,8 @@ from convoy.run.layout import RunDirectory
 def record(run: RunDirectory, kind: str, **facts: Any) -> None:
     """Append one line. Never raises: a full disk must not end what it would have reported."""
     entry = {"time": round(time.time(), 3), "kind": kind, "host": socket.gethostname(), **facts}
-    line = json.dumps(entry, default=str) + "\n"
     with contextlib.suppress(OSError):
-        descriptor = os.open(run.events, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            # NFS has no atomic append: without the lock, two nodes could write at one offset.
-            with contextlib.suppress(OSError):
-                fcntl.lockf(descriptor, fcntl.LOCK_EX)
-            size = os.fstat(descriptor).st_size
-            if size and os.pread(descriptor, 1, size - 1) != b"\n":
-                line = "\n" + line  # the line before was cut by a full disk
-            os.write(descriptor, line.encode())
-        finally:
-            os.close(descriptor)
+        append_line(run.events, json.dumps(entry, default=str))
 
 
 def read(run: RunDirectory) -> list[dict[str, Any]]:

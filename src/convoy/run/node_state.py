@@ -9,6 +9,7 @@ import json
 import time
 from dataclasses import asdict, dataclass
 
+from convoy.run.append import append_line
 from convoy.run.atomic import write_text
 from convoy.run.layout import RunDirectory
 
@@ -55,8 +56,8 @@ def read(run: RunDirectory, start: str) -> dict[str, NodeState]:
 
 def lose(run: RunDirectory, start: str, host: str) -> None:
     """Leave word that `host` went away. A full disk ends nothing here: SLURM is asked as well."""
-    with contextlib.suppress(OSError), run.lost_nodes(start).open("a") as file:
-        file.write(f"{host}\n")
+    with contextlib.suppress(OSError):
+        append_line(run.lost_nodes(start), host)
 
 
 def lost(run: RunDirectory, start: str) -> tuple[str, ...]:
