@@ -25,7 +25,8 @@ def append_line(path: Path, line: str) -> None:
             size = os.fstat(descriptor).st_size
             # The line before may have been cut.
             cut = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-            os.write(descriptor, f"{chr(10) if cut else ''}{line}\n".encode())
+            before = "\n" if cut else ""
+            os.write(descriptor, f"{before}{line}\n".encode())
         finally:
             os.close(descriptor)  # and NFS writes when it is closed
 
@@ -41,7 +42,7 @@ def _turn(marker: Path) -> Iterator[None]:
             seen = _identity(marker)
             if seen != holder:
                 holder, since = seen, time.monotonic()
-            if time.monotonic() - since > PATIENCE:
+            if time.monotonic() - since > PATIENCE:  # two who find this at once may write at once
                 marker.unlink(missing_ok=True)
             else:
                 time.sleep(_PAUSE)
