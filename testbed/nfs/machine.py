@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,20 +60,25 @@ def results(cache: Path, versions: Sequence[str] = VERSIONS) -> list[dict[str, A
         command += ["-m", "2560", "-smp", "2", "-display", "none", "-monitor", "none"]
         command += ["-serial", "stdio", "-no-reboot", "-nic", "none"]
         command += ["-kernel", str(kernel), "-initrd", str(initrd), "-append", words]
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=LIMIT, check=False
-        )
-    said = done.stdout.decode(errors="replace").splitlines()
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=LIMIT, check=False
+            )
+            out, errors = done.stdout, done.stderr
+        except subprocess.TimeoutExpired as late:
+            out, errors = late.stdout or b"", late.stderr or b""
+    said = out.decode(errors="replace").splitlines()
     found = [json.loads(line.removeprefix(RESULT)) for line in said if line.startswith(RESULT)]
     if len(found) < len(versions):
-        last = [*said[-15:], *done.stderr.decode(errors="replace").splitlines()[-5:]]
+        last = [*said[-15:], *errors.decode(errors="replace").splitlines()[-5:]]
         raise RuntimeError("the machine found nothing; its last words:\n" + "\n".join(last))
     return found
 
 
 def _base(cache: Path) -> tuple[Path, Path]:
     """Debian's kernel, and its packages as an archive for the kernel; made once."""
-    kernel, base = cache / "nfs-kernel", cache / "nfs-packages.cpio"
+    which = f"{zlib.crc32(' '.join(PACKAGES).encode()):08x}"
+    kernel, base = cache / f"nfs-kernel-{which}", cache / f"nfs-packages-{which}.cpio"
     if not (kernel.is_file() and base.is_file()):
         cache.mkdir(parents=True, exist_ok=True)
         with _unpacked_packages() as root:
@@ -118,8 +124,12 @@ def main() -> int:
     if missing():
         print(f"nfs: this machine lacks {', '.join(missing())}", file=sys.stderr)
         return 1
-    for found in results(ROOT / "build", args.versions):
-        print(json.dumps(found, indent=1))
+    try:
+        for found in results(ROOT / "build", args.versions):
+            print(json.dumps(found, indent=1))
+    except (RuntimeError, subprocess.CalledProcessError) as error:
+        print(f"nfs: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
