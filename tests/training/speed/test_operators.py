@@ -157,6 +157,38 @@ def test_the_entropy_of_a_map_has_the_values_and_gradients_of_torch(arguments, d
     torch.testing.assert_close(our_gradient, their_gradient, **close)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_the_kernels_for_the_entropy_of_a_map_give_what_torch_gives(
+    cuda, dtype, layout, weighted, reduction
+):
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(0, 7, (3, 20, 37), generator=generator).to(cuda)
+    logits = torch.randn(3, 7, 20, 37, generator=generator).to(cuda, dtype)
+    logits = logits.contiguous(memory_format=layout)
+    weight = torch.rand(7, generator=generator).to(cuda) if weighted else None
+
+    def entropy(logits: Tensor) -> Tensor:
+        result = functional.cross_entropy(
+            logits, target, weight, ignore_index=2, reduction=reduction
+        )
+        return (result * torch.linspace(0.5, 1, result.numel(), device=cuda).view_as(result)).sum()
+
+    theirs, their_gradient = _with_gradient(lambda logits: entropy(logits.float()), logits)
+    with operators.replaced():
+        assert "EntropyOfMap" in _graph_of(entropy(logits.clone().requires_grad_()))
+        ours, our_gradient = _with_gradient(entropy, logits)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    exact = dtype == torch.float32
+    close = {"rtol": 1e-5, "atol": 1e-6} if exact else {"rtol": 1e-2, "atol": 1e-6}
+    torch.testing.assert_close(our_gradient, their_gradient, **close)
+    with operators.replaced():
+        logits[0, 0, 0, 0], target[0, 0, 0] = 1.0, 9
+        assert entropy(logits).isnan()
+
+
 def test_a_class_that_a_map_does_not_have_is_seen_in_the_loss():
     logits, target = torch.randn(1, 3, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64)
     target[0, 0, 1] = 3

@@ -164,7 +164,7 @@ def _reasons(model: nn.Module, device: torch.device) -> list[str]:
         optimizer,
         list(model.parameters()),
         agent=model,
-        give_up=reasons.append,
+        give_up=lambda switch, reason: reasons.append(reason),
     )
     before = [entry.detach().clone() for entry in model.parameters()]
     for batch in batches(device):

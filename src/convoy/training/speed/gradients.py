@@ -72,6 +72,7 @@ class _Bucket:
             for view, entry in zip(self._flat.split(sizes), parameters, strict=True)
         ]
         self._missing = len(parameters)
+        self._divides = dist.get_backend() == "nccl"  # on its way; gloo only adds
         self._work: dist.Work | None = None
         for entry in parameters:
             entry.register_post_accumulate_grad_hook(self._arrived())
@@ -87,6 +88,9 @@ class _Bucket:
     def begin(self) -> None:
         gradients = [entry.grad for entry in self._parameters if entry.grad is not None]
         torch._foreach_copy_(self._views, gradients)
+        if self._divides:
+            self._work = dist.all_reduce(self._flat, dist.ReduceOp.AVG, async_op=True)
+            return
         self._flat.div_(self._world_size)  # before the sum, as DistributedDataParallel does
         self._work = dist.all_reduce(self._flat, async_op=True)
 
