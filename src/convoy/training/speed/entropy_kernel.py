@@ -137,9 +137,7 @@ class EntropyOfMap(torch.autograd.Function):
         return losses, weights
 
     @staticmethod
-    def backward(
-        ctx: Any, gradients: Tensor, _: Any
-    ) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradients: Tensor, _: Any) -> tuple[Tensor, None, None, None]:
         logits, target, weights = ctx.saved_tensors
         every = all(stride == 0 for stride in gradients.stride())  # of a sum or of a mean
         gradients = gradients if every else gradients.contiguous()
