@@ -40,7 +40,6 @@ SPEED_SWITCHES: dict[str, str | None] = {
     "ddp": "default",
     "compile": "max",
     "graph": "max",
-    "memsets": "max",
     "bf16_gradients": None,  # only where it is asked for
 }
 

@@ -58,7 +58,7 @@ def _train(data: list[torch.Tensor], world_size: int, graph: bool) -> tuple[list
         mean=mean,
         graph=graph,
         agent=model,
-        give_up=lambda switch, reason: reasons.append(reason),
+        give_up=reasons.append,
     )
     for batch in data:
         step(batch)

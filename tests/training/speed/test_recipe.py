@@ -33,7 +33,7 @@ def test_the_configuration_names_every_switch():
 def test_each_level_has_what_the_one_below_has():
     plain, default, most = (on(choose(config(level), 1)) for level in SPEED_LEVELS)
     assert plain == set()
-    assert most - default == {"compile", "graph", "memsets"}
+    assert most - default == {"compile", "graph"}
     assert most == set(SPEED_SWITCHES) - {"ddp", "bf16_gradients"}
 
 

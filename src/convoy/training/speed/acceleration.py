@@ -148,8 +148,6 @@ class Acceleration(pl.Callback):
                     self.recipe.turn_off("graph", f"{type(callback).__name__} has {hook}")
         if self.recipe["graph"]:
             self.recipe.turn_off("ddp", "the graph averages the gradients itself")
-        else:
-            self.recipe.turn_off("memsets", "there is no graph")
         self._steps_itself = self.recipe["graph"]
 
     def _compile(self, cache: Path) -> None:
@@ -177,9 +175,8 @@ class Acceleration(pl.Callback):
             self._gradient_mean(parameters) if self._world_size > 1 else None,
             graph=next(iter(parameters)).is_cuda,
             channels_last=self.recipe["channels_last"],
-            memsets=self.recipe["memsets"],
             agent=self._agent,
-            give_up=self._give_up,
+            give_up=lambda reason: self._give_up("graph", reason),
         )
 
     def _gradient_mean(self, parameters: list[nn.Parameter]) -> GradientMean:

@@ -9,14 +9,46 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor, fx
 from torch._dynamo import lookup_backend
 from torch._dynamo.backends.distributed import DDPOptimizer
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from convoy.training.speed import gradients
 
 
 def compiled(forward: Callable[..., Any], compiler: str = "inductor") -> Callable[..., Any]:
     """`forward`, of which each region has about a bucket of parameters and is compiled alone."""
-    cutter = DDPOptimizer(gradients.BUCKET, lookup_backend(compiler), gradients.FIRST_BUCKET)
+    compile_graph = lookup_backend(compiler)
+    cutter = DDPOptimizer(
+        gradients.BUCKET,
+        lambda graph, _, **options: _Region(graph, compile_graph),
+        gradients.FIRST_BUCKET,
+    )
     whole: Callable[..., Any] = torch.compile(forward, dynamic=False, backend=cutter.compile_fn)
     return whole
+
+
+class _Region:
+    """Compiled at its first call, by the layouts that the regions before it really hand over.
+
+    DDPOptimizer's own way, one region after another before the first call, leaves torch's cache of
+    traced functions out: a later start traced every region again, 30 s for TransFuser.
+    """
+
+    def __init__(self, graph: fx.GraphModule, compile_graph: Callable[..., Any]) -> None:
+        self._graph, self._compile_graph = graph, compile_graph
+        self._compiled: Callable[..., Any] | None = None
+
+    def __call__(self, *inputs: Any) -> Any:
+        if self._compiled is None:
+            mode = FakeTensorMode(shape_env=ShapeEnv())  # what the cache's key asks for
+            described = [
+                mode.from_tensor(value, static_shapes=True) if isinstance(value, Tensor) else value
+                for value in inputs
+            ]
+            with tracing(TracingContext(mode)):
+                self._compiled = self._compile_graph(self._graph, described)
+        return self._compiled(*inputs)

@@ -42,21 +42,18 @@ class WholeStep:
         mean: GradientMean | None = None,
         graph: bool = True,
         channels_last: bool = False,
-        memsets: bool = False,
         agent: nn.Module | None = None,
-        give_up: Callable[[str, str], None] = lambda switch, reason: None,
+        give_up: Callable[[str], None] = lambda reason: None,
     ) -> None:
         """`loss` of a batch may be compiled for the first batch's shape; others take `eager_loss`.
         Both are called where autocast is as it shall be. Where a graph cannot be had, `give_up` is
-        told ("graph" and why), and the steps go on without. `agent` is watched for state on the
-        host. `memsets`: those of the graph become kernels.
+        told why, and the steps go on without. `agent` is watched for state on the host.
         """
         self._loss, self._eager_loss = loss, eager_loss
         self._optimizer = optimizer
         self._parameters = [entry for entry in parameters if entry.requires_grad]
         self._clip, self._mean = clip, mean
         self._wants_graph, self._channels_last = graph, channels_last
-        self._memsets = memsets
         self._agent, self._give_up = agent, give_up
         self._steps = 0
         self._inputs: list[Tensor] | None = None  # the graph reads them
@@ -138,7 +135,9 @@ class WholeStep:
     def _capture(self) -> None:
         inside = can_be_captured(self._optimizer)
         self._rates = CapturedRates(self._optimizer) if inside else None
-        self._graph = torch.cuda.CUDAGraph(keep_graph=True)
+        self._graph = torch.cuda.CUDAGraph()
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        before = generator.clone_state()
         # Other threads (readers, NCCL's watchdog) may call CUDA meanwhile.
         capture = torch.cuda.graph(
             self._graph, stream=self._stream, capture_error_mode="thread_local"
@@ -148,28 +147,13 @@ class WholeStep:
                 self._captured = self._take(self._batch, self._loss, with_optimizer=inside)
         except RuntimeError as error:
             torch.cuda.synchronize()
+            generator.graphsafe_set_state(before)  # it waits for the end of the recording
             self._without_graph(f"it cannot be recorded ({str(error).splitlines()[0]})")
             return
-        replaced = self._replace_memsets()
-        self._graph.instantiate()
         self._gradients = [entry.grad for entry in self._parameters]
         logger.info(
-            "the training step is one CUDA graph%s%s",
-            "" if inside else ", less the optimizer's part",
-            f"; {replaced} memsets are kernels" if replaced else "",
+            "the training step is one CUDA graph%s", "" if inside else ", less the optimizer's part"
         )
-
-    def _replace_memsets(self) -> int:
-        if not self._memsets:
-            return 0
-        assert self._graph is not None and self._stream is not None
-        try:
-            from convoy.training.speed import memsets  # its library comes with torch for GPUs
-
-            return memsets.replaced(self._graph, self._stream)
-        except (ImportError, RuntimeError) as error:
-            self._give_up("memsets", f"{type(error).__name__}: {str(error).splitlines()[0]}")
-            return 0
 
     def _replay(self) -> Outcome:
         if self._rates is not None and not self._rates.update():
@@ -186,7 +170,7 @@ class WholeStep:
     def _without_graph(self, reason: str) -> None:
         self._graph = self._rates = None
         self._wants_graph = False
-        self._give_up("graph", reason)
+        self._give_up(reason)
 
 
 def _shape(value: Any) -> Any:
