@@ -7,9 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 from torch import Tensor, nn
+from torch._functorch._aot_autograd.autograd_cache import check_cacheable
+from torch.nn import functional
 
-from convoy.training.speed import gradients, regions
+from convoy.training.speed import gradients, operators, regions
+from convoy.training.speed.acceleration import allow_autocast_in_cache
 
 heard: list[str] = []
 
@@ -83,3 +87,29 @@ def test_values_and_gradients_are_those_of_the_plain_pass():
     for one, other in zip(cut.parameters(), plain.parameters(), strict=True):
         assert one.grad is not None and other.grad is not None
         assert torch.equal(one.grad, other.grad)
+
+
+def test_torch_keeps_what_it_made_of_each_region(monkeypatch):
+    """Autocast among the fast operators, or a fork's, is no reason to trace again."""
+    monkeypatch.setattr(
+        torch._inductor.config,
+        "unsafe_marked_cacheable_functions",
+        torch._inductor.config.unsafe_marked_cacheable_functions,
+    )
+    kept = []
+
+    class Resizes(Model):
+        def forward(self, inputs: Tensor) -> Tensor:
+            image = super().forward(inputs).reshape(1, 1, 4, 8)
+            return functional.interpolate(image, scale_factor=2, mode="bilinear")
+
+    def compiler(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        check_cacheable(graph)  # or an error
+        kept.append(graph)
+        return graph
+
+    allow_autocast_in_cache()
+    with operators.replaced():
+        regions.compiled(Resizes().forward, compiler)(torch.ones(4, 8))
+    assert len(kept) > 1
+    assert "_enter_autocast" in "".join(graph.code for graph in kept)

@@ -158,6 +158,7 @@ class Acceleration(pl.Callback):
             "this agent, batch size and card",
             cache,
         )
+        allow_autocast_in_cache()
         forward = self._agent.forward
         if self._steps_itself and self._world_size > 1:
             self._compiled = regions.compiled(forward)
@@ -186,6 +187,17 @@ class Acceleration(pl.Callback):
         """In the middle of training. Without a graph the steps stay in one piece all the same."""
         self.recipe.turn_off(name, reason)
         logger.info("speed: %s is off: %s", name, reason)
+
+
+def allow_autocast_in_cache() -> None:
+    """torch keeps nothing of a function that enters autocast, as the fast operators do and forks,
+    and traces it anew at each start: it does not list these two among those that it knows."""
+    import torch._inductor.config as inductor
+
+    inductor.unsafe_marked_cacheable_functions = inductor.unsafe_marked_cacheable_functions | {
+        f"torch.amp.autocast_mode.{name}": torch.__version__
+        for name in ("_enter_autocast", "_exit_autocast")
+    }
 
 
 def _clipping(trainer: pl.Trainer) -> Callable[[list[nn.Parameter]], Any] | None:
