@@ -35,7 +35,7 @@ class _Region:
     """Compiled at its first call, by the layouts that the regions before it really hand over.
 
     DDPOptimizer's own way, one region after another before the first call, leaves torch's cache of
-    traced functions out: a later start traced every region again, 30 s for TransFuser.
+    what autograd traced out, so that each start would trace every region again.
     """
 
     def __init__(self, graph: fx.GraphModule, compile_graph: Callable[..., Any]) -> None:
