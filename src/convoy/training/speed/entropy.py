@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from convoy.training.speed.assignment import available
 
-_TRITON = available()  # once: a compiler traces `_suits`
+MOST_CLASSES = 64  # a kernel's program holds all classes of its pixels at once
 
 
 def cross_entropy_of_map(
@@ -21,7 +21,7 @@ def cross_entropy_of_map(
     with torch.autocast(logits.device.type, enabled=False):
         # What autocast does to torch's: the loss is float32.
         halved = logits.dtype in (torch.float16, torch.bfloat16)
-        if _suits(logits, target):
+        if _suits(logits):
             from convoy.training.speed.entropy_kernel import EntropyOfMap
 
             weight = None if weight is None else weight.float()
@@ -34,15 +34,15 @@ def cross_entropy_of_map(
         return losses.sum() / weights.sum() if reduction == "mean" else losses.sum()
 
 
-def _suits(logits: Tensor, target: Tensor) -> bool:
+def _suits(logits: Tensor) -> bool:
     """Whether the kernels cover it: one reading of the logits in place of fifteen."""
     return (
-        _TRITON
-        and logits.is_cuda
+        logits.is_cuda
         and logits.dtype in (torch.float32, torch.float16, torch.bfloat16)
-        and logits.shape[1] <= 64
+        and logits.shape[1] <= MOST_CLASSES
         and logits.numel() > 0
         and not torch.compiler.is_compiling()
+        and available()
     )
 
 

@@ -12,7 +12,6 @@ import triton.language as tl
 from torch import Tensor
 
 PIXELS, WARPS = 256, 4  # pixels of a program
-MOST_CLASSES = 64  # a program holds all classes of its pixels at once
 
 
 @triton.jit
@@ -109,8 +108,8 @@ def _backward(  # type: ignore[no-untyped-def]
 class EntropyOfMap(torch.autograd.Function):
     """Each pixel's loss, and the weight with which it counts: (B, H, W) float32, both.
 
-    Of `logits` (B, C, H, W), at most `MOST_CLASSES` classes, `target` (B, H, W) int64, and
-    `weight` (C) float32 or None. Only the loss has a gradient.
+    Of `logits` (B, C, H, W), `target` (B, H, W) int64, and `weight` (C) float32 or None. Only the
+    loss has a gradient.
     """
 
     @staticmethod
