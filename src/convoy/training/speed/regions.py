@@ -19,7 +19,9 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from convoy.training.speed import gradients
 
 
-def compiled(forward: Callable[..., Any], compiler: str = "inductor") -> Callable[..., Any]:
+def compiled(
+    forward: Callable[..., Any], compiler: str | Callable[..., Any] = "inductor"
+) -> Callable[..., Any]:
     """`forward`, of which each region has about a bucket of parameters and is compiled alone."""
     compile_graph = lookup_backend(compiler)
     cutter = DDPOptimizer(
