@@ -1,9 +1,10 @@
 """The mean of the gradients over the ranks, bucket by bucket while the backward pass still runs.
 
 DistributedDataParallel does the same, and its hooks wait on the host now and then, which a CUDA
-graph cannot hold. These buckets are filled and reduced by work on the device alone. The parameters
-that take part are those that got a gradient in the first step; the same on every rank. Buckets are
-cut in the order in which rank 0's gradients arrived then.
+graph cannot hold. These buckets are reduced by work on the device alone. A large gradient is
+reduced where it lies, small ones are copied side by side first. The parameters that take part are
+those that got a gradient in the first step; the same on every rank. Buckets are cut in the order in
+which rank 0's gradients arrived then.
 """
 
 import math
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 FIRST_BUCKET = 1 << 20  # bytes: the last layers' gradients leave early
 BUCKET = 16 << 20  # bytes: what leaves last has nothing beside it, so it shall not be much
 ALIGNED = 16  # bytes: optimizers read gradients that begin so four at a time
+LARGE = 256 << 10  # bytes: a copy of it takes longer than one more piece of the reduction
 
 
 class GradientMean:
@@ -64,12 +66,15 @@ class _Bucket:
         first = parameters[0]
         self._compressed = bf16 and first.dtype == torch.float32
         dtype = torch.bfloat16 if self._compressed else first.dtype
+        self._large = [] if self._compressed else [e for e in parameters if _bytes(e) >= LARGE]
+        in_place = {id(entry) for entry in self._large}
+        self._small = [entry for entry in parameters if id(entry) not in in_place]
         lanes = max(1, ALIGNED // dtype.itemsize)
-        sizes = [math.ceil(entry.numel() / lanes) * lanes for entry in parameters]
+        sizes = [math.ceil(entry.numel() / lanes) * lanes for entry in self._small]
         self._flat = torch.zeros(sum(sizes), dtype=dtype, device=first.device)
         self._views = [
             view.as_strided(entry.shape, entry.stride())
-            for view, entry in zip(self._flat.split(sizes), parameters, strict=True)
+            for view, entry in zip(self._flat.split(sizes), self._small, strict=True)
         ]
         self._missing = len(parameters)
         self._divides = dist.get_backend() == "nccl"  # on its way; gloo only adds
@@ -86,13 +91,20 @@ class _Bucket:
         return hook
 
     def begin(self) -> None:
-        gradients = [entry.grad for entry in self._parameters if entry.grad is not None]
-        torch._foreach_copy_(self._views, gradients)
+        pieces = _gradients(self._large)
+        if self._small:
+            torch._foreach_copy_(self._views, _gradients(self._small))
+            pieces.append(self._flat)
+        options = dist.AllreduceCoalescedOptions()
+        options.asyncOp = True
         if self._divides:
-            self._work = dist.all_reduce(self._flat, dist.ReduceOp.AVG, async_op=True)
-            return
-        self._flat.div_(self._world_size)  # before the sum, as DistributedDataParallel does
-        self._work = dist.all_reduce(self._flat, async_op=True)
+            options.reduceOp = dist.ReduceOp(dist.ReduceOp.AVG)
+        else:
+            torch._foreach_div_(pieces, self._world_size)  # before the sum, as DDP does
+        # Not dist.all_reduce_coalesced, whose future makes the host wait.
+        world = dist.group.WORLD
+        assert world is not None
+        self._work = world.allreduce_coalesced(pieces, options)
 
     def finish(self) -> None:
         if self._work is None:
@@ -100,11 +112,18 @@ class _Bucket:
         self._work.wait()
         self._work, self._missing = None, len(self._parameters)
         if self._compressed:
-            gradients = [entry.grad for entry in self._parameters if entry.grad is not None]
-            torch._foreach_copy_(gradients, self._views)
+            torch._foreach_copy_(_gradients(self._small), self._views)
             return
-        for entry, view in zip(self._parameters, self._views, strict=True):
+        for entry, view in zip(self._small, self._views, strict=True):
             entry.grad = view
+
+
+def _gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
+    return [entry.grad for entry in parameters if entry.grad is not None]
+
+
+def _bytes(entry: nn.Parameter) -> int:
+    return entry.numel() * entry.element_size()
 
 
 def _cut(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
@@ -117,5 +136,5 @@ def _cut(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
             buckets.append([])
             held = 0
         buckets[-1].append(entry)
-        held += entry.numel() * entry.element_size()
+        held += _bytes(entry)
     return buckets
