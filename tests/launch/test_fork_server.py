@@ -171,7 +171,7 @@ def test_a_server_ends_with_the_node_s_process(command, tmp_path):
 
 # Reads of the variables that differ between ranks, while what a rank needs is imported.
 READS = """
-import os, sys, traceback
+import os, pathlib, sys, threading, traceback
 from convoy.launch import fork_server
 kind = type(os.environ)
 get = kind.__getitem__
@@ -184,7 +184,9 @@ def noticed(self, key):
 kind.__getitem__ = noticed
 obstacle = fork_server._import_for_ranks(["agent=bev_fusion_agent"])
 assert obstacle is None, obstacle
-assert "torch._inductor.async_compile" not in sys.modules  # it starts processes at its import
+assert "torch._inductor.compile_fx" in sys.modules  # a GPU's ranks compile
+assert threading.active_count() == 1
+assert not pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text()
 kind.__getitem__ = get
 by_torchrun = {"TORCHELASTIC_RUN_ID": "a", "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}
 by_torchrun |= {"LOCAL_WORLD_SIZE": "4", "GROUP_RANK": "1", "GROUP_WORLD_SIZE": "2"}

@@ -194,9 +194,12 @@ def _import_for_ranks(overrides: Sequence[str]) -> str | None:
     """
     gc.disable()  # nothing that is imported becomes garbage, and looking for it takes its time
     try:
-        agent = compose(overrides, tree.config_directory()).agent._target_
-        import convoy.training.run  # noqa: F401  # with torch and Lightning
+        config = compose(overrides, tree.config_directory())
+        agent = config.agent._target_
+        from convoy.training.speed import recipe
 
+        if recipe.choose(config, world_size=1)["compile"]:
+            import torch._inductor.compile_fx  # noqa: F401
         if not agent.startswith("convoy."):
             import_agents()
             with contextlib.suppress(ImportError):
