@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch._inductor.config
 from torch import Tensor, nn
+from torch._dynamo import trace_rules
 from torch._functorch._aot_autograd.autograd_cache import check_cacheable
 from torch.nn import functional
 
@@ -90,7 +91,8 @@ def test_values_and_gradients_are_those_of_the_plain_pass():
 
 
 def test_torch_keeps_what_it_made_of_each_region(monkeypatch):
-    """Autocast among the fast operators, or a fork's, is no reason to trace again."""
+    """Autocast among the fast operators, or a fork's, is no reason to trace again, nor are the
+    operators themselves, in whatever order things happen."""
     monkeypatch.setattr(
         torch._inductor.config,
         "unsafe_marked_cacheable_functions",
@@ -109,6 +111,7 @@ def test_torch_keeps_what_it_made_of_each_region(monkeypatch):
         return graph
 
     allow_autocast_in_cache()
+    trace_rules.clear_lru_cache()  # as init_process_group does
     with operators.replaced():
         regions.compiled(Resizes().forward, compiler)(torch.ones(4, 8))
     assert len(kept) > 1

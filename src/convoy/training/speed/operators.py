@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo import trace_rules
 from torch.nn import functional
 
 from convoy.training.speed import max_pool as pooling
@@ -37,6 +38,9 @@ def replaced(channels_last: bool = False) -> Iterator[None]:
     `channels_last`: what is enlarged comes out so, whatever its source was.
     """
     global _channels_last
+    # Dynamo looks torch's functions up by their names, once, and anew after init_process_group. It
+    # would take these for torch's then: not trace into them, and torch's cache would keep nothing.
+    trace_rules.get_torch_obj_rule_map()
     forms = {entry.__name__: entry for entry in FORMS}
     before = {name: getattr(functional, name) for name in forms}, _channels_last
     for name, form in forms.items():
