@@ -100,5 +100,19 @@ def test_two_ranks_take_ddps_steps_to_the_bit():
     assert outputs[0] == outputs[1]
 
 
+def test_a_rank_without_a_gradient_that_rank_0_has_says_so():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        parameters = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+        mean = GradientMean(parameters, 1)
+        for entry in parameters:
+            entry.sum().backward()
+        parameters[1].grad = None
+        with pytest.raises(RuntimeError, match="1 parameters got a gradient on rank 0 and none"):
+            mean.wait()
+    finally:
+        dist.destroy_process_group()
+
+
 if __name__ == "__main__":
     _rank(int(sys.argv[1]), int(sys.argv[2]))

@@ -91,6 +91,9 @@ class _Bucket:
         return hook
 
     def begin(self) -> None:
+        absent = sum(entry.grad is None for entry in self._parameters)
+        if absent:  # the other ranks would wait for this one's
+            raise RuntimeError(f"{absent} parameters got a gradient on rank 0 and none here")
         pieces = _gradients(self._large)
         if self._small:
             torch._foreach_copy_(self._views, _gradients(self._small))
