@@ -48,6 +48,10 @@ with open(f"{folder}/{os.environ['RANK']}.tmp", "w") as file:
 os.rename(file.name, file.name.removesuffix(".tmp"))
 if code == "waits":
     time.sleep(300)
+if code == "is asked":
+    from convoy.run.stop_request import StopRequest
+    time.sleep(0.5)  # the signal comes here
+    code = StopRequest().install().number
 os._exit(int(code))
 """
 
@@ -98,6 +102,16 @@ def test_ranks_are_this_process_s_children_and_lead_sessions_of_their_own(comman
     out, err = capfd.readouterr()
     assert out == "imports agent=a\n"
     assert all(f"rank {rank}" in err for rank in range(3))
+
+
+def test_a_stop_before_a_rank_listens_is_heard(command, tmp_path):
+    server = ForkServer([], 1)
+    try:
+        child = fork(server, command("is asked"), 0)
+        os.kill(child.pid, signal.SIGUSR1)
+        assert child.wait(timeout=60) == signal.SIGUSR1
+    finally:
+        server.close()
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,8 @@ def become_rank(connection: int, overrides: Sequence[str]) -> list[str]:
     """The server's side: import, then fork. Returns in the ranks alone, with their arguments."""
     for number in SIGNALS:  # the node ends this process by closing the connection
         signal.signal(number, signal.SIG_IGN)
+    # A rank is born with this, and keeps one that comes before `StopRequest.install`.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     # torch.cuda.is_available() in some module must not start CUDA: it would not survive the fork.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     server, node, before = os.getpid(), os.getppid(), dict(os.environ)

@@ -30,10 +30,12 @@ class StopRequest:
     def install(self) -> "StopRequest":
         """Take over SIGUSR1, SIGTERM and SIGINT in this process (from its main thread).
 
-        A process forked from it, a data loader's worker, dies of them as any process does.
+        A process forked from it, a data loader's worker, dies of them as any process does. One that
+        was blocked until now, as in a rank just forked, is heard.
         """
         for number in SIGNALS:
             signal.signal(number, self._remember)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return self
 
     def ask(self, number: int) -> None:
