@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from convoy.commands import stop, watch
-from convoy.host import cluster, locate
+from convoy.commands import watch
 from convoy.host.cluster_model import Job
 from convoy.host.locate import Found
 from convoy.host.view import view
@@ -181,23 +180,6 @@ def test_stop_asks_for_a_checkpoint_and_forbids_the_requeue(preempted_run, progr
     assert gone.returncode == 1 and "Job 12 is not in the queue" in gone.stderr
     nowhere = convoy(exp, "stop", "12")
     assert "SLURM does not answer, so nothing was stopped" in nowhere.stderr
-
-
-def test_a_job_that_had_no_run_yet_is_asked_again(programs, tmp_path, monkeypatch):
-    """SLURM loses a signal to a batch script that is just about to begin."""
-    (programs / "scancel").write_text(
-        f"#!/bin/sh\nif [ -e {tmp_path}/once ]; then touch {tmp_path}/stopped; fi\n"
-        f"touch {tmp_path}/once\n"
-    )
-    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
-    monkeypatch.setattr(stop, "EVERY", 0.05)
-    monkeypatch.setattr(stop, "AGAIN", 0.2)
-    monkeypatch.setattr(stop, "PATIENCE", 20.0)
-    [job] = [entry for entry in locate.own_jobs()[0] if entry.id == "12"]
-    cluster.ask_to_stop("12")
-    assert not (tmp_path / "stopped").exists()
-    stop._wait(Found(id="12", job=job, root=None))
-    assert (tmp_path / "stopped").exists()
 
 
 def test_logs(preempted_run, programs, tmp_path):

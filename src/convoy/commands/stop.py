@@ -1,7 +1,6 @@
 """`convoy stop`: a job writes a checkpoint, then ends, and is not requeued."""
 
 import argparse
-import contextlib
 import time
 
 from convoy.errors import ConvoyError, ExitCode
@@ -12,7 +11,6 @@ from convoy.run.layout import RunDirectory
 
 PATIENCE = 300.0  # seconds: --signal in the job files gives a run as long
 EVERY = 2.0
-AGAIN = 10.0  # seconds: SLURM loses a signal to a batch script that is just about to begin
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +79,6 @@ def _wait(found: Found) -> None:
     """Until the job is out of the queue; one that comes back to it is cancelled there."""
     assert found.id is not None
     deadline = time.monotonic() + PATIENCE
-    again = time.monotonic() + AGAIN
     while time.monotonic() < deadline:
         time.sleep(EVERY)
         queue, problem = locate.own_jobs()
@@ -93,10 +90,6 @@ def _wait(found: Found) -> None:
         if job.state == "PENDING":  # requeued before SLURM took note
             cluster.cancel(found.id)
             return
-        if found.root is None and time.monotonic() >= again:  # no file asked it
-            with contextlib.suppress(ConvoyError):  # it may just have ended
-                cluster.ask_to_stop(found.id)
-            again += AGAIN
     raise ConvoyError(
         f"Job {found.id} still runs after {PATIENCE:.0f} s. convoy logs {found.id} shows what it "
         "does; "
