@@ -198,6 +198,7 @@ def noticed(self, key):
 kind.__getitem__ = noticed
 obstacle = fork_server._import_for_ranks(["agent=bev_fusion_agent"])
 assert obstacle is None, obstacle
+assert "convoy.training.run" in sys.modules
 assert "torch._inductor.compile_fx" in sys.modules  # a GPU's ranks compile
 assert threading.active_count() == 1
 assert not pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text()

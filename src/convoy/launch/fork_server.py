@@ -198,6 +198,7 @@ def _import_for_ranks(overrides: Sequence[str]) -> str | None:
     try:
         config = compose(overrides, tree.config_directory())
         agent = config.agent._target_
+        import convoy.training.run  # noqa: F401  # with torch and Lightning
         from convoy.training.speed import recipe
 
         if recipe.choose(config, world_size=1)["compile"]:
