@@ -9,7 +9,6 @@ import gzip
 import io
 import math
 import pickle
-import pickletools
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -20,10 +19,22 @@ import torch
 from torch import Tensor
 
 from convoy.data import nesting
+from convoy.data.instructions import Excessive, look_through
 
 MOST_BYTES = 1 << 30  # of a file's content, and of each of its tensors
-_MOST_TUPLES = 20_000  # hashing a tuple within tuples goes down the C stack, unguarded
 _STORAGE_BEGINS = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)  # torch's legacy magic number
+# The three that torch writes first, the same on every machine that this runs on.
+_STORAGE_HEADS = _STORAGE_BEGINS + b"".join(
+    pickle.dumps(value, protocol=2)
+    for value in (
+        1001,
+        {
+            "protocol_version": 1001,
+            "little_endian": True,
+            "type_sizes": {"short": 2, "int": 4, "long": 4},
+        },
+    )
+)
 
 # What no builder has a reason to name, and who wants to take over a machine has.
 _DANGEROUS = frozenset(
@@ -72,29 +83,16 @@ def load(content: bytes) -> Any:
     Raises Refused for what values do not need, and of a damaged pickle one of pickle's or torch's
     many exceptions, or MemoryError.
     """
-    return _plain(_load_next(io.BytesIO(content), _Unpickler), _Count())
+    return _plain(_load_next(content, 0, _Unpickler)[0], _Count())
 
 
-def _load_next(file: io.BytesIO, unpickler: type[pickle.Unpickler]) -> Any:
-    start = file.tell()
-    _look_through(file)
-    file.seek(start)
-    return unpickler(file).load()
-
-
-def _look_through(file: io.BytesIO) -> None:
-    """Refuse instructions whose cost is out of proportion to their size."""
-    tuples = 0
-    for number, (operation, argument, _) in enumerate(pickletools.genops(file)):
-        name = operation.name
-        # A memo's number makes a table of as many entries; a writer counts up from zero.
-        if name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > number:
-            raise pickle.UnpicklingError(f"memo {argument} at instruction {number}")
-        if name in ("EMPTY_SET", "FROZENSET"):
-            raise Refused("a set")
-        tuples += name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
-        if tuples > _MOST_TUPLES:
-            raise Refused(f"more than {_MOST_TUPLES} tuples")
+def _load_next(content: bytes, begin: int, unpickler: type[pickle.Unpickler]) -> tuple[Any, int]:
+    """The value of the pickle that begins at `begin`, and where it ends."""
+    try:
+        end = look_through(content, begin)
+    except Excessive as excessive:
+        raise Refused(str(excessive)) from None
+    return unpickler(io.BytesIO(content[begin:end])).load(), end
 
 
 class _Unpickler(pickle.Unpickler):
@@ -161,14 +159,23 @@ class _Storage(_Own):
 
 def _legacy_storage(content: bytes) -> tuple["_Header", bytearray]:
     """Five pickles, the number of elements, and these."""
-    file = io.BytesIO(content)
-    _, _, system, held, keys = (_load_next(file, _HeaderUnpickler) for _ in range(5))
+    end = len(_STORAGE_HEADS) if content.startswith(_STORAGE_HEADS) else _heads_end(content)
+    held, end = _load_next(content, end, _HeaderUnpickler)
+    keys, end = _load_next(content, end, _HeaderUnpickler)
     if not isinstance(held, _Header) or keys != [held.key]:
         raise Malicious("a storage that holds more than numbers")
+    begin = end + 8
+    return held, bytearray(memoryview(content)[begin : begin + held.count * held.dtype.itemsize])
+
+
+def _heads_end(content: bytes) -> int:
+    """The end of the first three: a magic number, the format's, and the writer's machine."""
+    end, system = 0, None
+    for _ in range(3):
+        system, end = _load_next(content, end, _HeaderUnpickler)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise ValueError("a storage of another byte order")
-    begin = file.tell() + 8
-    return held, bytearray(memoryview(content)[begin : begin + held.count * held.dtype.itemsize])
+    return end
 
 
 def _archived_storage(content: bytes) -> tuple["_Header", bytearray]:
@@ -178,7 +185,7 @@ def _archived_storage(content: bytes) -> tuple["_Header", bytearray]:
             files = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in files.values()):
                 raise Malicious("a compressed storage")
-            held = _load_next(io.BytesIO(archive.read(files["data.pkl"])), _HeaderUnpickler)
+            held, _ = _load_next(archive.read(files["data.pkl"]), 0, _HeaderUnpickler)
             if not isinstance(held, _Header):
                 raise Malicious("a storage that holds more than numbers")
             if "byteorder" in files and archive.read(files["byteorder"]) != b"little":
