@@ -1,10 +1,12 @@
 """Runs a training program with one more Lightning callback, a clock; both sides get the same one.
 
     python benchmarks/timed.py [--resident] [--profile TABLE] RECORD MODULE ARGUMENT…
+    python benchmarks/timed.py --plans PLANS RECORD MODULE ARGUMENT…
 
 MODULE is NAVSIM's navsim.planning.script.run_training, unedited, or convoy.launch.rank. With
 --resident Convoy trains on one batch again and again, which stays on the GPU; with --profile ten
-steps of the last epoch are profiled, and their kernels listed.
+steps of the last epoch are profiled, and their kernels listed. With --plans the record has what
+bucket_plans.py finds instead.
 """
 
 import argparse
@@ -24,6 +26,7 @@ import convoy.navsim.torchvision_cpu  # noqa: F401  # before Lightning, which im
 # isort: split
 import pytorch_lightning as pl
 import torch
+from bucket_plans import BucketPlans
 
 WARM = 12  # steps at the head of each epoch that do not count: queues fill, kernels are chosen
 
@@ -93,11 +96,11 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def add_clock(clock: Clock) -> None:
+def add_callback(callback: pl.Callback) -> None:
     plain = pl.Trainer.__init__
 
     def init(self: pl.Trainer, *arguments: Any, callbacks: Any = None, **options: Any) -> None:
-        plain(self, *arguments, callbacks=[*(callbacks or []), clock], **options)
+        plain(self, *arguments, callbacks=[*(callbacks or []), callback], **options)
 
     init.__signature__ = inspect.signature(plain)  # type: ignore[attr-defined]
     pl.Trainer.__init__ = init  # type: ignore[method-assign]
@@ -121,6 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--resident", action="store_true")
     parser.add_argument("--profile", type=Path)
+    parser.add_argument("--plans", default="")
     parser.add_argument("record", type=Path)
     parser.add_argument("module")
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
@@ -128,7 +132,10 @@ def main() -> None:
     navsim_script.prepare_imports()
     if args.resident:
         keep_resident()
-    add_clock(Clock(args.record, args.profile))
+    if args.plans:
+        add_callback(BucketPlans(args.record, args.plans.split(",")))
+    else:
+        add_callback(Clock(args.record, args.profile))
     sys.argv = [args.module, *args.arguments]
     runpy.run_module(args.module, run_name="__main__", alter_sys=True)
 

@@ -106,24 +106,40 @@ class Bench:
         resident = "resident" in switches
         ranks = next((int(s[6:]) for s in switches if s.startswith("ranks=")), 1)
         switches = [s for s in switches if "=" in s and not s.startswith("ranks=")]
+        epochs = self.args.epochs + resident  # one more to profile
         return self._time(
             f"{name}-{batch}",
             "convoy.launch.rank",
             batch,
-            [
-                f"cache_path={path}",
-                *switches,
-                f"run_dir={self.folder}/runs/{batch}/{name}-{time.time_ns()}",
-                f"compile_cache={self.args.compile_cache or self.folder / 'compile'}",
-                f"dataloader.params.num_workers={self.args.workers}",
-                "trainer.params.check_val_every_n_epoch=1",
-                *(["trainer.params.accelerator=cpu"] if self.args.cpu else []),
-                f"trainer.params.max_epochs={self.args.epochs + resident}",
-            ],  # one more to profile
+            self._settings(f"{batch}/{name}", path, switches, epochs),
             self.args.steps,
             resident,
             ranks,
         )
+
+    def bucket_plans(self, batch: int, ranks: int, plans: str) -> dict[str, Any]:
+        """What bucket_plans.py finds, of so many samples a rank."""
+        name = f"buckets-{batch}"
+        record = self.folder / f"{name}.json"
+        settings = self._settings(f"{batch}/buckets", self.shards, ["speed=max"], 1000)
+        command = self._command(
+            record, "convoy.launch.rank", batch, settings, 0, ["--plans", plans], ranks
+        )
+        run(command, self.folder / f"{name}.log")
+        found: dict[str, Any] = json.loads(record.read_text())
+        return found
+
+    def _settings(self, name: str, path: Path, switches: list[str], epochs: int) -> list[str]:
+        return [
+            f"cache_path={path}",
+            *switches,
+            f"run_dir={self.folder}/runs/{name}-{time.time_ns()}",
+            f"compile_cache={self.args.compile_cache or self.folder / 'compile'}",
+            f"dataloader.params.num_workers={self.args.workers}",
+            "trainer.params.check_val_every_n_epoch=1",
+            *(["trainer.params.accelerator=cpu"] if self.args.cpu else []),
+            f"trainer.params.max_epochs={epochs}",
+        ]
 
     def _time(
         self,
@@ -136,31 +152,10 @@ class Bench:
         ranks: int = 1,
     ) -> dict[str, Any]:
         record, log = self.folder / f"{name}.json", self.folder / f"{name}.log"
-        train, val = self.logs[1:], self.logs[:1]
-        limits = [f"trainer.params.limit_train_batches={steps}"] if steps else []
         profile = ["--resident", "--profile", str(self.folder / f"{name}.kernels")]
-        launcher = [
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--local-addr=127.0.0.1",
-            f"--nproc-per-node={ranks}",
-        ]
-        command = [
-            sys.executable,
-            *(launcher if ranks > 1 else []),
-            str(HERE / "timed.py"),
-            *(profile if resident else []),
-            str(record),
-            module,
-            *self.agent,
-            f"train_logs=[{','.join(train)}]",
-            f"val_logs=[{','.join(val)}]",
-            f"dataloader.params.batch_size={batch}",
-            "trainer.params.limit_val_batches=2",
-            *limits,
-            *arguments,
-        ]
+        command = self._command(
+            record, module, batch, arguments, steps, profile if resident else [], ranks
+        )
         started = time.time()
         run(command, log)
         result = summary(json.loads(record.read_text()), batch * ranks, started)
@@ -171,6 +166,42 @@ class Bench:
             flush=True,
         )
         return result
+
+    def _command(
+        self,
+        record: Path,
+        module: str,
+        batch: int,
+        arguments: list[str],
+        steps: int,
+        options: list[str],
+        ranks: int,
+    ) -> list[str]:
+        """`options` are timed.py's."""
+        train, val = self.logs[1:], self.logs[:1]
+        limits = [f"trainer.params.limit_train_batches={steps}"] if steps else []
+        launcher = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--local-addr=127.0.0.1",
+            f"--nproc-per-node={ranks}",
+        ]
+        return [
+            sys.executable,
+            *(launcher if ranks > 1 else []),
+            str(HERE / "timed.py"),
+            *options,
+            str(record),
+            module,
+            *self.agent,
+            f"train_logs=[{','.join(train)}]",
+            f"val_logs=[{','.join(val)}]",
+            f"dataloader.params.batch_size={batch}",
+            "trainer.params.limit_val_batches=2",
+            *limits,
+            *arguments,
+        ]
 
 
 def summary(record: dict[str, Any], batch: int, started: float) -> dict[str, Any]:

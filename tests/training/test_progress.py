@@ -11,10 +11,12 @@ from convoy.run.layout import RunDirectory
 from convoy.run.progress import ProgressFile, read_progress
 from convoy.topology import Topology
 from convoy.training import progress
+from convoy.training.means import Means, Sums
 from convoy.training.module import AgentModule
 from convoy.training.process_group import HostGroup
-from convoy.training.progress import ProgressReport
+from convoy.training.progress import LATER, ProgressReport
 from convoy.training.rehearsal import Rehearsal
+from convoy.training.stopping import StoppedEarly
 
 
 class Sink:
@@ -60,10 +62,10 @@ def report(tmp_path, trainer, module, monkeypatch):
     )
     made.on_train_start(trainer, module)
 
-    def step(loss: float) -> None:
+    def step(loss: float | torch.Tensor) -> None:
         clock.now += 1.0
         trainer.global_step += 1
-        made.on_train_batch_end(trainer, module, {"loss": torch.tensor(loss)}, None, 0)
+        made.on_train_batch_end(trainer, module, {"loss": torch.as_tensor(loss)}, None, 0)
 
     made.step = step
     return made
@@ -103,3 +105,81 @@ def test_validation_is_not_counted_as_training(report, trainer, module):
     for loss in (1.0, 1.0, 1.0):
         report.step(loss)
     assert report.samples_per_second == 2.0
+
+
+class Event:
+    """Of sums that are on their way: who reads them waits."""
+
+    def __init__(self, waited: list[int], trainer: SimpleNamespace) -> None:
+        self._waited, self._trainer = waited, trainer
+
+    def synchronize(self) -> None:
+        self._waited.append(self._trainer.global_step)
+
+
+@pytest.fixture
+def waited(monkeypatch, trainer):
+    """The steps after which somebody waited for a GPU, whose sums are these."""
+    steps: list[int] = []
+    send = Means.send
+
+    def sent(means: Means) -> Sums:
+        sums = send(means)
+        return Sums(sums.names, sums._sums, sums._weights, Event(steps, trainer))
+
+    monkeypatch.setattr(Means, "send", sent)
+    return steps
+
+
+def test_a_gpu_has_other_steps_to_do_while_a_window_is_read(report, trainer, waited):
+    trainer.log_every_n_steps = 10
+    for step in range(24):
+        report.step(float(step))
+    assert waited == [10 + LATER, 20 + LATER]
+    rows = trainer.loggers[0].rows
+    assert [(step, row["train/loss"]) for step, row in rows] == [(10, 4.5), (20, 14.5)]
+    assert {row["train/samples_per_s"] for _, row in rows} == {2.0}
+
+
+def test_a_window_is_read_before_the_next_one_ends(report, trainer, waited):
+    for loss in (1.0, 3.0, 5.0, 7.0, 9.0):
+        report.step(loss)
+    assert waited == [4]
+    assert [(step, row["train/loss"]) for step, row in trainer.loggers[0].rows] == [(2, 2.0)]
+
+
+@pytest.mark.parametrize("end", ["epoch", "validation", "training", "stop"])
+def test_nothing_is_left_unread(report, trainer, module, waited, end):
+    for loss in (1.0, 3.0):
+        report.step(loss)
+    assert trainer.loggers[0].rows == []
+    if end == "epoch":
+        report.on_train_epoch_end(trainer, module)
+    elif end == "validation":
+        report.on_validation_start(trainer, module)
+    elif end == "training":
+        report.on_train_end(trainer, module)
+    else:
+        report.on_exception(trainer, module, StoppedEarly("stopped"))
+    assert [step for step, _ in trainer.loggers[0].rows] == [2]
+
+
+def test_a_rank_that_fails_waits_for_nobody(report, trainer, module, waited):
+    for loss in (1.0, 3.0):
+        report.step(loss)
+    report.on_exception(trainer, module, RuntimeError("its own"))
+    assert trainer.loggers[0].rows == [] and waited == []
+
+
+def test_no_step_waits_for_a_gpu(report, trainer, module, cuda):
+    trainer.log_every_n_steps = 10
+    losses = torch.arange(200.0, device=cuda)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for loss in losses:
+            report.step(loss)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    report.on_train_end(trainer, module)
+    means = [row["train/loss"] for _, row in trainer.loggers[0].rows]
+    assert means == [10 * number + 4.5 for number in range(20)]

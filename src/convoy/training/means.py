@@ -1,6 +1,7 @@
 """Means of an agent's scalars over steps and ranks, without waiting for a GPU at any step."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,6 +9,33 @@ from torch import Tensor
 from convoy.training.process_group import HostGroup
 
 _KEPT = 64  # steps whose scalars are kept as they are before they are summed on their device
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What was added up on the device, on its way to the host."""
+
+    names: tuple[str, ...]
+    _sums: Tensor  # float64 (names,), on the host
+    _weights: Tensor  # likewise
+    _arrived: torch.cuda.Event | None
+
+    @property
+    def on_their_way(self) -> bool:
+        """Whether they come from a GPU, so that who reads them at once waits for it."""
+        return self._arrived is not None
+
+    def over_ranks(self, host_group: HostGroup) -> dict[str, float]:
+        """The means over all ranks of the names that any of them has; waits for the sums and for
+        the other ranks."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        total, count = host_group.sum(torch.stack([self._sums, self._weights])).tolist()
+        return {
+            name: value / weight
+            for name, value, weight in zip(self.names, total, count, strict=True)
+            if weight
+        }
 
 
 class Means:
@@ -30,20 +58,23 @@ class Means:
         if len(self._kept) == _KEPT:
             self._fold()
 
+    def send(self) -> Sums:
+        """All that was added so far, on its way to the host."""
+        self._fold()
+        weights = torch.tensor(self._weights, dtype=torch.float64)
+        if self._sums is None or not self._sums.is_cuda:
+            sums = torch.zeros_like(weights) if self._sums is None else self._sums
+            return Sums(self.names, sums, weights, None)
+        memory = torch.empty(len(self.names), dtype=torch.float64, pin_memory=True)
+        memory.copy_(self._sums, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        return Sums(self.names, memory, weights, arrived)
+
     def over_ranks(self, host_group: HostGroup) -> dict[str, float]:
         """The means over all ranks of the names that any of them has; waits for the device and for
         the other ranks."""
-        self._fold()
-        sums = torch.zeros(len(self.names), dtype=torch.float64)
-        if self._sums is not None:
-            sums = self._sums.cpu()
-        weights = torch.tensor(self._weights, dtype=torch.float64)
-        total, count = host_group.sum(torch.stack([sums, weights])).tolist()
-        return {
-            name: value / weight
-            for name, value, weight in zip(self.names, total, count, strict=True)
-            if weight
-        }
+        return self.send().over_ranks(host_group)
 
     def _fold(self) -> None:
         if not self._kept:
@@ -53,7 +84,10 @@ class Means:
         rows = torch.stack(
             [scalars.get(name, absent).float() for scalars, _ in self._kept for name in self.names]
         ).reshape(len(self._kept), len(self.names))
-        weights = torch.tensor([[weight] for _, weight in self._kept], dtype=torch.float64)
-        summed = (rows.double() * weights.to(rows.device)).sum(dim=0)
+        # From pageable memory a copy to the GPU makes the host wait for it.
+        weights = torch.tensor(
+            [[weight] for _, weight in self._kept], dtype=torch.float64, pin_memory=rows.is_cuda
+        )
+        summed = (rows.double() * weights.to(rows.device, non_blocking=True)).sum(dim=0)
         self._sums = summed if self._sums is None else self._sums + summed
         self._kept = []

@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
@@ -18,16 +19,32 @@ from rich.progress import (
 
 from convoy.global_batch import BatchPlan
 from convoy.run.progress import ProgressFile, RunProgress
-from convoy.training.means import Means
+from convoy.training.means import Means, Sums
 from convoy.training.module import AgentModule
 from convoy.training.process_group import HostGroup
+from convoy.training.stopping import StoppedEarly
 
 logger = logging.getLogger("convoy")
+
+# Steps between the end of a window and its report on a GPU: who reads a step's scalars while no
+# other step has been handed over leaves the GPU without work.
+LATER = 4
+
+
+@dataclass(frozen=True)
+class _Window:
+    """The steps between two reports."""
+
+    step: int  # the last one
+    epoch: int
+    seconds: float
+    samples: int
+    sums: Sums
 
 
 class ProgressReport(pl.Callback):
     """Reports the agent's scalars (means over ranks and steps) and samples/s, every
-    `trainer.log_every_n_steps` optimiser steps.
+    `trainer.log_every_n_steps` optimiser steps; on a GPU a few steps later.
 
     They go to the loggers and to rank 0's terminal (a bar) or log (a line).
     """
@@ -39,6 +56,7 @@ class ProgressReport(pl.Callback):
         self._means = Means(())
         self._view: _Bar | _Lines = _Lines()
         self._windows: list[tuple[float, int]] = []  # seconds and samples of each report
+        self._ended: _Window | None = None  # and not reported yet
         self._since: tuple[float, int] = (0.0, 0)
 
     @property
@@ -77,13 +95,18 @@ class ProgressReport(pl.Callback):
     ) -> None:
         self._means.add({name: value.detach() for name, value in outputs.items()})
         step = trainer.global_step
-        if step == self._since[1] or step % trainer.log_every_n_steps:
-            return
-        self._report(trainer, pl_module, step)
+        if self._ended is not None and step >= self._ended.step + LATER:
+            self._report(trainer)
+        if step > self._since[1] and step % trainer.log_every_n_steps == 0:
+            self._end_window(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._report(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit" and trainer.global_step > self._since[1]:
-            self._report(trainer, pl_module, trainer.global_step)
+            self._end_window(trainer, pl_module)
+        self._report(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and not trainer.sanity_checking:
@@ -96,11 +119,14 @@ class ProgressReport(pl.Callback):
         self._restart_clock(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._report(trainer)
         self._view.stop()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
+        if isinstance(exception, StoppedEarly):  # all ranks end after the same step
+            self._report(trainer)
         self._view.stop()
 
     def _restart_clock(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -108,33 +134,40 @@ class ProgressReport(pl.Callback):
         self._since = (time.monotonic(), trainer.global_step)
         self._means = Means(pl_module.rehearsal.train)
 
-    def _report(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+    def _end_window(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, AgentModule)
-        now = time.monotonic()
-        means = self._means.over_ranks(self._host_group)
-        seconds, samples = (
-            now - self._since[0],
-            (step - self._since[1]) * self._batches.global_batch,
-        )
-        self._windows.append((seconds, samples))
-        rate = samples / seconds
+        self._report(trainer)
+        now, step = time.monotonic(), trainer.global_step
+        samples = (step - self._since[1]) * self._batches.global_batch
+        seconds = now - self._since[0]
+        self._ended = _Window(step, trainer.current_epoch, seconds, samples, self._means.send())
+        self._since = (now, step)
+        self._means = Means(pl_module.rehearsal.train)
+        if not self._ended.sums.on_their_way:
+            self._report(trainer)
+
+    def _report(self, trainer: pl.Trainer) -> None:
+        """Of the window that has ended, if there is one; all ranks call it after the same step."""
+        if self._ended is None:
+            return
+        window, self._ended = self._ended, None
+        means = window.sums.over_ranks(self._host_group)
+        self._windows.append((window.seconds, window.samples))
+        rate = window.samples / window.seconds
         for sink in trainer.loggers:
             sink.log_metrics(
                 {f"train/{name}": mean for name, mean in means.items()}
-                | {"train/samples_per_s": rate, "epoch": trainer.current_epoch},
-                step,
+                | {"train/samples_per_s": rate, "epoch": window.epoch},
+                window.step,
             )
         if trainer.is_global_zero:
             loss = means["loss"]
-            steps = int(trainer.estimated_stepping_batches)
+            step, steps = window.step, int(trainer.estimated_stepping_batches)
             left = (steps - step) * self._batches.global_batch / rate
-            epoch = trainer.current_epoch
-            self._view.advance(step, steps, epoch, loss, rate, left)
+            self._view.advance(step, steps, window.epoch, loss, rate, left)
             start = self._host_group.topology.start
-            report = RunProgress(start, step, steps, epoch, loss, rate, left, time.time())
+            report = RunProgress(start, step, steps, window.epoch, loss, rate, left, time.time())
             self._file.write(report, at_once=step == steps)
-        self._since = (now, step)
-        self._means = Means(pl_module.rehearsal.train)
 
 
 class _Lines:

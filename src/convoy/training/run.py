@@ -23,6 +23,7 @@ from convoy.data.shard_split import ShardSplit
 from convoy.data.source import Split, open_source
 from convoy.data.split import choose_logs
 from convoy.errors import ConvoyError
+from convoy.health.link import Link
 from convoy.navsim.agents import build_agent
 from convoy.run.atomic import write_text
 from convoy.run.layout import RunDirectory
@@ -92,13 +93,13 @@ def train(
         _require_one_configuration(config, topology, host_group)
         with started(config, topology, host_group) as start:
             _log_start(start.run, settings, topology)
-            _check_all_reduce(start, host_group, config, failed)
+            link = _check_all_reduce(start, host_group, config, failed)
             start_up.reached("ranks")
             watchdog = Watchdog(
                 start.run, topology, request, config.watchdog_minutes, start.record_any, failed
             )
             try:
-                _train(settings, start, host_group, request, watchdog, start_up)
+                _train(settings, start, host_group, request, watchdog, start_up, link)
             except Exception as error:
                 out_of_memory = explain(error, config, topology)
                 if out_of_memory is None:
@@ -113,6 +114,7 @@ def _train(
     request: StopRequest,
     watchdog: Watchdog,
     start_up: StartUp,
+    link: Link | None,
 ) -> None:
     config, run, topology = settings.config, start.run, start.topology
     logs.write_to(run, topology)
@@ -131,7 +133,8 @@ def _train(
         write_manifest(run, config, split)
     start_up.reached("data")
     recipe = choose_recipe(config, topology.world_size)
-    speed = Acceleration(recipe, agent, topology.world_size, calls.wants_tokens)
+    carries = None if link is None else link.gb_per_s
+    speed = Acceleration(recipe, agent, topology.world_size, calls.wants_tokens, carries)
     datamodule = DataModule(
         data.train,
         data.val,
@@ -214,13 +217,18 @@ def _record_speed(recipe: Recipe, run: RunDirectory, topology: Topology) -> None
 
 def _check_all_reduce(
     start: Start, host_group: HostGroup, config: DictConfig, failed: Callable[[str], None]
-) -> None:
-    measured = check_all_reduce(start.topology, host_group, device(config, start.topology), failed)
-    if measured is not None and start.topology.is_rank_zero:
-        link = link_of(start.topology, device(config, start.topology), os.environ)
+) -> Link | None:
+    """The link between the ranks, as rank 0 knows it; None where there is none or it is unknown."""
+    topology = start.topology
+    measured = check_all_reduce(topology, host_group, device(config, topology), failed)
+    if measured is None:
+        return None
+    link = host_group.on_rank_zero(lambda: link_of(topology, device(config, topology), os.environ))
+    if topology.is_rank_zero:
         say_all_reduce(measured, link)
         carries = None if link is None else {"name": link.name, "gb_per_s": link.gb_per_s}
         start.record("all_reduce", **asdict(measured), link=carries)
+    return link
 
 
 def _require_one_configuration(

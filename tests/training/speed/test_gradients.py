@@ -14,9 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from convoy.training.process_group import leave_process_group
 from convoy.training.speed import gradients
-from convoy.training.speed.gradients import GradientMean
+from convoy.training.speed.gradients import Buckets, GradientMean
 from convoy.training.speed.whole_step import WholeStep
 
+SEVERAL = Buckets(128, 128, 128)  # bytes
 STEPS = 4
 
 
@@ -39,7 +40,6 @@ def _rank(rank: int, port: int) -> None:
         world_size=2,
         timeout=timedelta(seconds=60),
     )
-    gradients.FIRST_BUCKET = gradients.BUCKET = 128  # bytes: several buckets
     gradients.LARGE = 256  # bytes: two of the weights are reduced where they lie
     generator = torch.Generator().manual_seed(rank)
     data = [torch.randn(5, 6, generator=generator) for _ in range(STEPS)]
@@ -72,7 +72,7 @@ def _in_one_piece(data: list[torch.Tensor], bf16: bool = False) -> list[list[flo
         return {"loss": model(batch).square().mean()}
 
     parameters = list(model.parameters())
-    mean = GradientMean(parameters, 2, bf16)
+    mean = GradientMean(parameters, 2, bf16, SEVERAL)
     step = WholeStep(loss, loss, optimizer, parameters, mean=mean, graph=False)
     for batch in data:
         step(batch)
@@ -112,6 +112,28 @@ def test_a_rank_without_a_gradient_that_rank_0_has_says_so():
             mean.wait()
     finally:
         dist.destroy_process_group()
+
+
+def _cut(sizes: list[int], buckets: Buckets) -> list[list[int]]:
+    """Floats of each parameter in each bucket."""
+    parts = gradients._cut([nn.Parameter(torch.ones(size)) for size in sizes], buckets)
+    return [[entry.numel() for entry in part] for part in parts]
+
+
+def test_what_arrives_last_has_a_bucket_of_its_own():
+    sizes = [30, 10, 5, 40, 8, 2, 3]
+    assert _cut(sizes, Buckets(100, 200, 20)) == [[30], [10, 5, 40], [8], [2, 3]]
+    assert _cut(sizes, Buckets(100, 200, 0)) == [[30], [10, 5, 40], [8, 2, 3]]
+    assert _cut([4], Buckets(100, 200, 20)) == [[4]]
+    assert _cut([2, 1], Buckets(100, 200, 20)) == [[2, 1]]
+
+
+def test_over_a_fast_link_they_are_few():
+    nvlink, pcie = 478.0, 31.5
+    layers = [4 << 20] * 14  # floats, 16 MiB each
+    few, many = (_cut(layers, gradients.buckets_over(rate)) for rate in (nvlink, pcie))
+    assert [len(part) for part in few] == [7, 6, 1] and len(many) == 14
+    assert gradients.buckets_over(None) == gradients.MANY
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ import torch.distributed as dist
 
 from convoy.training.process_group import leave_process_group
 from convoy.training.speed import gradients
-from convoy.training.speed.gradients import GradientMean
+from convoy.training.speed.gradients import Buckets, GradientMean
 from convoy.training.speed.optimizer import make_fused
 from convoy.training.speed.whole_step import EAGER_STEPS, WholeStep
 
+SEVERAL = Buckets(4096, 4096, 4096)  # bytes
 STEPS = EAGER_STEPS + 12
 
 
@@ -28,7 +29,6 @@ def _rank(rank: int, world_size: int, port: int) -> None:
         world_size=world_size,
         device_id=device,
     )
-    gradients.FIRST_BUCKET = gradients.BUCKET = 4096  # bytes: several buckets
     gradients.LARGE = 8192  # bytes: the middle weights are reduced where they lie
     generator = torch.Generator().manual_seed(rank)
     data = [torch.randn(5, 64, generator=generator).to(device) for _ in range(STEPS)]
@@ -63,7 +63,7 @@ def _train(
         return {"loss": model(batch).square().mean()}
 
     parameters = list(model.parameters())
-    mean = GradientMean(parameters, world_size) if world_size is not None else None
+    mean = GradientMean(parameters, world_size, sizes=SEVERAL) if world_size is not None else None
     step = WholeStep(
         loss,
         loss,

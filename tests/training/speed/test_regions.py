@@ -13,7 +13,7 @@ from torch._dynamo import trace_rules
 from torch._functorch._aot_autograd.autograd_cache import check_cacheable
 from torch.nn import functional
 
-from convoy.training.speed import gradients, operators, regions
+from convoy.training.speed import operators, regions
 from convoy.training.speed.acceleration import allow_autocast_in_cache
 
 heard: list[str] = []
@@ -47,9 +47,9 @@ class Model(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def small_buckets(monkeypatch) -> Iterator[None]:
-    monkeypatch.setattr(gradients, "FIRST_BUCKET", 8)
-    monkeypatch.setattr(gradients, "BUCKET", 8)
+def small_regions(monkeypatch) -> Iterator[None]:
+    monkeypatch.setattr(regions, "FIRST_REGION", 8)
+    monkeypatch.setattr(regions, "REGION", 8)
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from convoy.training.speed import assignment, attention, matching, operators, regions
-from convoy.training.speed.gradients import GradientMean
+from convoy.training.speed.gradients import GradientMean, buckets_over
 from convoy.training.speed.optimizer import make_fused
 from convoy.training.speed.recipe import Recipe
 from convoy.training.speed.whole_step import Loss, Outcome, WholeStep
@@ -39,11 +39,19 @@ class Acceleration(pl.Callback):
     """A run's speed switches at work."""
 
     def __init__(
-        self, recipe: Recipe, agent: nn.Module, world_size: int, wants_tokens: bool = False
+        self,
+        recipe: Recipe,
+        agent: nn.Module,
+        world_size: int,
+        wants_tokens: bool = False,
+        link_gb_per_s: float | None = None,
     ) -> None:
+        """`link_gb_per_s` is what the slowest link between the ranks carries, where it is known;
+        the same on all of them."""
         self.recipe = recipe
         self._agent = agent
         self._world_size = world_size
+        self._buckets = buckets_over(link_gb_per_s)
         self._step: WholeStep | None = None
         self._steps_itself = False
         self._compiled: Callable[..., Any] = agent.forward
@@ -160,7 +168,7 @@ class Acceleration(pl.Callback):
         )
         allow_autocast_in_cache()
         forward = self._agent.forward
-        if self._steps_itself and self._world_size > 1:
+        if self._steps_itself:  # with one rank too: what is in the cache serves any number of them
             self._compiled = regions.compiled(forward)
         else:  # under DistributedDataParallel torch cuts the graph itself
             self._compiled = torch.compile(forward, dynamic=False)
@@ -181,7 +189,8 @@ class Acceleration(pl.Callback):
         )
 
     def _gradient_mean(self, parameters: list[nn.Parameter]) -> GradientMean:
-        return GradientMean(parameters, self._world_size, self.recipe["bf16_gradients"])
+        compressed = self.recipe["bf16_gradients"]
+        return GradientMean(parameters, self._world_size, compressed, self._buckets)
 
     def _give_up(self, name: str, reason: str) -> None:
         """In the middle of training. Without a graph the steps stay in one piece all the same."""

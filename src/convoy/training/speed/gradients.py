@@ -7,26 +7,55 @@ those that got a gradient in the first step; the same on every rank. Buckets are
 which rank 0's gradients arrived then.
 """
 
+import logging
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-FIRST_BUCKET = 1 << 20  # bytes: the last layers' gradients leave early
-BUCKET = 16 << 20  # bytes: what leaves last has nothing beside it, so it shall not be much
 ALIGNED = 16  # bytes: optimizers read gradients that begin so four at a time
 LARGE = 256 << 10  # bytes: a copy of it takes longer than one more piece of the reduction
+FAST = 100.0  # GB/s of a link in one direction: NVLink has more, PCI Express and Ethernet less
+
+logger = logging.getLogger("convoy")
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Their sizes in bytes, in the order in which gradients arrive."""
+
+    first: int
+    usual: int
+    last: int  # has nothing beside it; 0: no bucket of its own
+
+
+# Beside its time on the wire a bucket more costs a step about 60 us (two H100, NVLink), so over a
+# fast link they are few. Over a slow one the bytes are what takes time, and leave early.
+FEW = Buckets(100 << 20, 100 << 20, 16 << 20)
+MANY = Buckets(1 << 20, 16 << 20, 0)
+
+
+def buckets_over(gb_per_s: float | None) -> Buckets:
+    """For a link that carries so much in one direction; None: unknown."""
+    return FEW if gb_per_s is not None and gb_per_s >= FAST else MANY
 
 
 class GradientMean:
     """Call `wait` after each backward pass: then `.grad` is the mean over the ranks."""
 
-    def __init__(self, parameters: list[nn.Parameter], world_size: int, bf16: bool = False) -> None:
+    def __init__(
+        self,
+        parameters: list[nn.Parameter],
+        world_size: int,
+        bf16: bool = False,
+        sizes: Buckets = MANY,
+    ) -> None:
         """`bf16`: float32 gradients travel, and are added, as bfloat16: half the bytes."""
         self._parameters = [entry for entry in parameters if entry.requires_grad]
-        self._world_size, self._bf16 = world_size, bf16
+        self._world_size, self._bf16, self._sizes = world_size, bf16, sizes
         self._buckets: list[_Bucket] | None = None
         self._arrived: list[int] = []
         self._watched = [
@@ -44,7 +73,10 @@ class GradientMean:
             for watch in self._watched:
                 watch.remove()
             used = [self._parameters[index] for index in self._order()]
-            self._buckets = [_Bucket(part, self._world_size, self._bf16) for part in _cut(used)]
+            parts = _cut(used, self._sizes)
+            self._buckets = [_Bucket(part, self._world_size, self._bf16) for part in parts]
+            size = sum(map(_bytes, used)) / 2**20
+            logger.info("the ranks average %.0f MiB of gradients in %d buckets", size, len(parts))
         for bucket in self._buckets:
             if first:
                 bucket.begin()
@@ -129,13 +161,21 @@ def _bytes(entry: nn.Parameter) -> int:
     return entry.numel() * entry.element_size()
 
 
-def _cut(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+def _cut(parameters: list[nn.Parameter], sizes: Buckets) -> list[list[nn.Parameter]]:
     """Buckets of one dtype each, in the order in which gradients arrive."""
+    last, held = len(parameters), 0
+    while last and held + _bytes(parameters[last - 1]) <= sizes.last:
+        last -= 1
+        held += _bytes(parameters[last])
+    return [*_filled(parameters[:last], sizes), *_filled(parameters[last:], sizes)]
+
+
+def _filled(parameters: list[nn.Parameter], sizes: Buckets) -> list[list[nn.Parameter]]:
     buckets: list[list[nn.Parameter]] = []
-    held, limit = 0, FIRST_BUCKET
+    held, limit = 0, sizes.first
     for entry in parameters:
         if not buckets or held >= limit or buckets[-1][0].dtype != entry.dtype:
-            limit = BUCKET if buckets else FIRST_BUCKET
+            limit = sizes.usual if buckets else sizes.first
             buckets.append([])
             held = 0
         buckets[-1].append(entry)

@@ -2,7 +2,7 @@
 
 A compiled function hands over all of its gradients when its backward pass ends: the ranks would
 exchange them afterwards, with nothing beside it. DistributedDataParallel lets torch's DDPOptimizer
-cut the graph at the buckets' borders; here the same is done without that wrapper.
+cut the graph into parts of a bucket's size; here the same is done without that wrapper.
 """
 
 from collections.abc import Callable
@@ -16,18 +16,19 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from convoy.training.speed import gradients
+FIRST_REGION = 1 << 20  # bytes of parameters, of the last layers: their gradients leave early
+REGION = 16 << 20
 
 
 def compiled(
     forward: Callable[..., Any], compiler: str | Callable[..., Any] = "inductor"
 ) -> Callable[..., Any]:
-    """`forward`, of which each region has about a bucket of parameters and is compiled alone."""
+    """`forward`, of which each region has about `REGION` of parameters and is compiled alone."""
     compile_graph = lookup_backend(compiler)
     cutter = DDPOptimizer(
-        gradients.BUCKET,
+        REGION,
         lambda graph, _, **options: _Region(graph, compile_graph),
-        gradients.FIRST_BUCKET,
+        FIRST_REGION,
     )
     whole: Callable[..., Any] = torch.compile(forward, dynamic=False, backend=cutter.compile_fn)
     return whole
