@@ -74,6 +74,10 @@ class Acceleration(pl.Callback):
         """Everything that holds for the process, while the run trains."""
         recipe = self.recipe
         recipe.log()
+        # Kernels of our own as well. Not setdefault: the image sets folders of this node's, and so
+        # does importing torch's compiler.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(compile_cache)
+        os.environ["TRITON_CACHE_DIR"] = str(compile_cache / "triton")
         with ExitStack() as stack:
             if recipe["operators"]:
                 stack.enter_context(operators.replaced(recipe["channels_last"]))
@@ -159,8 +163,6 @@ class Acceleration(pl.Callback):
         self._steps_itself = self.recipe["graph"]
 
     def _compile(self, cache: Path) -> None:
-        # Not setdefault: importing torch's compiler sets a folder of this node's.
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
         logger.info(
             "speed: the first step waits for the compiler, up to 3 minutes where %s does not hold "
             "this agent, batch size and card",
