@@ -2,6 +2,7 @@
 due, and the run ends there when it was asked to."""
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +51,7 @@ class SafePoints(Checkpoint):
         self._monitor, self._score_every = monitor, score_every
         self._agreement = Agreement(host_group, request, min(1.0, self._interval))
         self._stop: Decision | None = None
-        self._saved_at = time.monotonic()
+        self._saved_at = math.inf  # by the clock; the interval begins with the first step's end
         self._saved_step = -1
         self._moment: Moment | None = None  # of the checkpoint being written
         self._resumed: dict[str, Any] | None = None  # what the checkpoint that it began from said
@@ -88,7 +89,6 @@ class SafePoints(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._resumed is not None:
             position.began(trainer, self._resumed)
-        self._saved_at = time.monotonic()
 
     def on_train_batch_end(
         self,
@@ -101,6 +101,8 @@ class SafePoints(Checkpoint):
         position.went_on(trainer)
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
+        if math.isinf(self._saved_at):  # a first step can take minutes, of a compiler's
+            self._saved_at = time.monotonic()
         decision = self._compare()
         if trainer.is_last_batch:
             return  # what follows in the epoch decides where it may be left

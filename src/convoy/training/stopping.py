@@ -56,7 +56,9 @@ class Agreement:
         decision = self._outcome()
         self._steps_left -= 1
         if self._steps_left <= 0:
-            self._begin(save, refused)
+            # What is saved after this step is not wished for again before it is.
+            saving = decision is not None and decision.save
+            self._begin((lambda: False) if saving else save, refused)
             if self._host_group.topology.world_size == 1:
                 decision = self._outcome()
         return decision
