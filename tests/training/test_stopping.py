@@ -12,21 +12,24 @@ NO = SimpleNamespace(number=0)  # request
 
 def test_a_checkpoint_that_is_due_is_saved_once_where_ranks_agree_after_every_step():
     agreement = Agreement(TWO, NO, seconds=0.0)
-    is_due, saved = True, []
+    due, saved = [True], []
     for step in range(1, 9):
-        decision = agreement.after_step(lambda: is_due, lambda: False)
+        decision = agreement.after_step(lambda: bool(due), lambda: False)
         if decision is not None and decision.save:
             saved.append(step)
-            is_due = False
+            due.clear()
         if step == 5:
-            is_due = True
+            due.append(True)
     assert saved == [2, 7]
 
 
 def test_alone_it_is_saved_after_the_step_that_it_is_due_at():
     agreement = Agreement(HostGroup(Topology(), None), NO)
-    decisions = [agreement.after_step(lambda: due, lambda: False) for due in (False, True, False)]
-    assert [decision.save for decision in decisions] == [False, True, False]
+    due: list[bool] = []
+    before = agreement.after_step(lambda: bool(due), lambda: False)
+    due.append(True)
+    after = agreement.after_step(lambda: bool(due), lambda: False)
+    assert (before.save, after.save) == (False, True)
 
 
 def test_a_stop_is_heard_one_step_later():
