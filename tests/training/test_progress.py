@@ -125,7 +125,7 @@ def waited(monkeypatch, trainer):
 
     def sent(means: Means) -> Sums:
         sums = send(means)
-        return Sums(sums.names, sums._sums, sums._weights, Event(steps, trainer))
+        return Sums(sums.names, sums.sums, sums.weights, Event(steps, trainer))
 
     monkeypatch.setattr(Means, "send", sent)
     return steps

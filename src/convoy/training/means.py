@@ -16,21 +16,21 @@ class Sums:
     """What was added up on the device, on its way to the host."""
 
     names: tuple[str, ...]
-    _sums: Tensor  # float64 (names,), on the host
-    _weights: Tensor  # likewise
-    _arrived: torch.cuda.Event | None
+    sums: Tensor  # float64 (names,), on the host
+    weights: Tensor  # likewise
+    arrived: torch.cuda.Event | None
 
     @property
     def on_their_way(self) -> bool:
         """Whether they come from a GPU, so that who reads them at once waits for it."""
-        return self._arrived is not None
+        return self.arrived is not None
 
     def over_ranks(self, host_group: HostGroup) -> dict[str, float]:
         """The means over all ranks of the names that any of them has; waits for the sums and for
         the other ranks."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        total, count = host_group.sum(torch.stack([self._sums, self._weights])).tolist()
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        total, count = host_group.sum(torch.stack([self.sums, self.weights])).tolist()
         return {
             name: value / weight
             for name, value, weight in zip(self.names, total, count, strict=True)
