@@ -65,7 +65,8 @@ class BucketPlans(pl.Callback):
         for _ in range(2):
             step._warm_up()
         step._capture()
-        marks = [self._replay(step) for _ in range(WARM)]
+        for _ in range(WARM):
+            self._replay(step)
         torch.cuda.synchronize()
         dist.barrier()
         marks = [self._replay(step) for _ in range(REPLAYS)]
