@@ -59,9 +59,11 @@ class BucketPlans(pl.Callback):
         step.release()
         step._mean = None
         if plan != ALONE:
-            first, usual, last = (int(size) << 20 for size in plan.split(":"))
-            sizes = Buckets(first, usual, last)
-            step._mean = GradientMean(step._parameters, dist.get_world_size(), sizes=sizes)
+            *copies, first, usual, last = plan.split(":")
+            sizes = Buckets(*(int(size) << 20 for size in (first, usual, last)))
+            step._mean = GradientMean(
+                step._parameters, dist.get_world_size(), sizes=sizes, copies=bool(copies)
+            )
         for _ in range(2):
             step._warm_up()
         step._capture()

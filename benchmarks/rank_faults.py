@@ -2,6 +2,7 @@
 
     python benchmarks/rank_faults.py            # two GPUs, NCCL
     python benchmarks/rank_faults.py --cpu      # gloo
+    python benchmarks/rank_faults.py speed_switches.graph=true speed_switches.peer_copies=true
 
 One training is hurt in the middle, once each way, and continues each time with the same command.
 `noticed`: seconds from the fault to the end of all ranks; of a hung rank it includes the watchdog's
@@ -59,7 +60,9 @@ class Clock:
 class Training:
     """A launch of two ranks on this node."""
 
-    def __init__(self, run: RunDirectory, cache: Path, cpu: bool, clock: Clock) -> None:
+    def __init__(
+        self, run: RunDirectory, cache: Path, args: argparse.Namespace, clock: Clock
+    ) -> None:
         self.run, self._clock = run, clock
         logs = sorted(path.name for path in cache.iterdir())
         settings = [
@@ -76,8 +79,9 @@ class Training:
             "checkpoint.every_minutes=0.05",
             "watchdog_minutes=0.1",
             "speed=default",
+            *args.settings,
         ]
-        if cpu:
+        if args.cpu:
             settings += ["trainer.params.accelerator=cpu", "trainer.params.precision=32-true"]
         self.output = run.root.with_suffix(f".{time.time_ns()}.txt")
         with self.output.open("wb") as output:
@@ -152,18 +156,20 @@ def hurt(name: str, training: Training, clock: Clock, before: list[int]) -> dict
     }
 
 
-def measure(cache: Path, cpu: bool, clock: Clock, results: dict[str, dict[str, Any]]) -> None:
+def measure(
+    cache: Path, args: argparse.Namespace, clock: Clock, results: dict[str, dict[str, Any]]
+) -> None:
     """Raises TimeoutError; `results` has what was measured until then."""
     run = RunDirectory(cache.with_name("run"))
     before = gpu_memory()
     clock.say("starting a training of two ranks")
-    training = Training(run, cache, cpu, clock)
+    training = Training(run, cache, args, clock)
     try:
         training.wait_for_step(20)
         for name in FAULTS:
             entry = results[name] = hurt(name, training, clock, before)
             began = time.monotonic()
-            training = Training(run, cache, cpu, clock)
+            training = Training(run, cache, args, clock)
             training.wait_for_step(entry["at_step"] + 20)
             entry["continued_s"] = time.monotonic() - began
             clock.say(f"{name}: {json.dumps(entry)}")
@@ -175,6 +181,7 @@ def measure(cache: Path, cpu: bool, clock: Clock, results: dict[str, dict[str, A
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="of the training")
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--limit", type=float, default=100.0, help="seconds of all trainings (100)")
@@ -184,7 +191,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         cache = write_cache(Path(temporary) / "cache", 256, 8)
         try:
-            measure(cache, args.cpu, Clock(args.limit), results)
+            measure(cache, args, Clock(args.limit), results)
         except TimeoutError as error:
             late = str(error)
     rows = [

@@ -40,7 +40,7 @@ def print_report(
     table = Table(*columns, title=title)
     for row in rows:
         table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
-    console = Console(width=None if os.isatty(1) else 120)
+    console = Console(width=None if os.isatty(1) else 120, emoji=False)  # 1:100:16 has one
     console.print(table)
     console.print(
         ", ".join(f"{key} {value}" for key, value in described["machine"].items() if value),

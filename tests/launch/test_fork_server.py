@@ -29,7 +29,9 @@ def look(overrides):
     time.sleep(float(os.environ.get("SLOW", "0")))
     return os.environ.get("OBSTACLE")
 fork_server._import_for_ranks = look
-fork_server._cuda_starts = lambda: "CUDA_FAILS" not in os.environ
+fork_server._cuda_starts = lambda: (
+    "SET_AT_IMPORT" in os.environ and "CUDA_FAILS" not in os.environ  # the driver reads some
+)
 given, forked = sys.argv[1:], False
 if given[0].startswith(fork_server.FLAG):
     number = int(given[0].removeprefix(fork_server.FLAG))
@@ -200,6 +202,7 @@ obstacle = fork_server._import_for_ranks(["agent=bev_fusion_agent"])
 assert obstacle is None, obstacle
 assert "convoy.training.run" in sys.modules
 assert "torch._inductor.compile_fx" in sys.modules  # a GPU's ranks compile
+assert os.environ["CUDA_CACHE_PATH"] == os.environ["NAVSIM_EXP_ROOT"] + "/compile-cache/cuda"
 assert threading.active_count() == 1
 assert not pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text()
 kind.__getitem__ = get
@@ -211,7 +214,7 @@ assert rank_zero_only.rank == 5
 """
 
 
-def test_nothing_but_lightning_asks_for_its_rank_when_it_is_imported():
+def test_nothing_but_lightning_asks_for_its_rank_when_it_is_imported(tmp_path):
     """Else forked ranks would all take themselves for the same one."""
     environment = {
         name: value
@@ -220,7 +223,7 @@ def test_nothing_but_lightning_asks_for_its_rank_when_it_is_imported():
     }
     done = subprocess.run(
         [sys.executable, "-c", READS],
-        env=environment | {"PYTHONPATH": str(SRC)},
+        env=environment | {"PYTHONPATH": str(SRC), "NAVSIM_EXP_ROOT": str(tmp_path)},
         capture_output=True,
         text=True,
     )

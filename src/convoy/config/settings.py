@@ -40,6 +40,7 @@ SPEED_SWITCHES: dict[str, str | None] = {
     "ddp": "default",
     "compile": "max",
     "graph": "max",
+    "peer_copies": "max",
     "bf16_gradients": None,  # only where it is asked for
 }
 

@@ -26,6 +26,7 @@ from convoy.config import compose
 from convoy.errors import ExitCode
 from convoy.navsim import tree
 from convoy.navsim.importing import import_agents
+from convoy.run.kernel_cache import keep_what_the_driver_compiles
 from convoy.run.stop_request import SIGNALS
 from convoy.topology import Topology
 
@@ -148,7 +149,8 @@ def become_rank(connection: int, overrides: Sequence[str]) -> list[str]:
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     server, node, before = os.getpid(), os.getppid(), dict(os.environ)
     obstacle = _import_for_ranks(overrides)
-    # Some packages set variables at their import (GDAL's certificates, OpenCV's libraries).
+    # Some packages set variables at their import (GDAL's certificates, OpenCV's libraries), and so
+    # does Convoy.
     set_by_imports = {
         name: value for name, value in os.environ.items() if before.get(name) != value
     }
@@ -197,6 +199,7 @@ def _import_for_ranks(overrides: Sequence[str]) -> str | None:
     gc.disable()  # nothing that is imported becomes garbage, and looking for it takes its time
     try:
         config = compose(overrides, tree.config_directory())
+        keep_what_the_driver_compiles(config)  # a forked rank starts CUDA before all else
         agent = config.agent._target_
         import convoy.training.run  # noqa: F401  # with torch and Lightning
         from convoy.training.speed import recipe

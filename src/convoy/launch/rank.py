@@ -19,6 +19,7 @@ from convoy.errors import ConvoyError, ExitCode
 from convoy.launch import error_file, fork_server, verdict
 from convoy.launch.heap import keep_freed_memory
 from convoy.navsim import tree
+from convoy.run.kernel_cache import keep_what_the_driver_compiles
 from convoy.run.layout import RunDirectory
 from convoy.run.stop_request import StopRequest, follow_parent
 from convoy.topology import Topology
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str]) -> int:
         settings = config.load(overrides, topology, tree.config_directory())
         if run is not None:
             settings.config.run_dir = str(run.root)
+        keep_what_the_driver_compiles(settings.config)
         # After the checks that need no torch: a mistake is reported in half a second.
         from convoy.training.run import train
 

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -26,6 +25,7 @@ from convoy.errors import ConvoyError
 from convoy.health.link import Link
 from convoy.navsim.agents import build_agent
 from convoy.run.atomic import write_text
+from convoy.run.kernel_cache import kernel_cache
 from convoy.run.layout import RunDirectory
 from convoy.run.progress import ProgressFile
 from convoy.run.stop_request import StopRequest
@@ -49,6 +49,7 @@ from convoy.training.report import write_report
 from convoy.training.resume import choose_checkpoint
 from convoy.training.safe_points import SafePoints
 from convoy.training.speed.acceleration import Acceleration
+from convoy.training.speed.peer_mean import impossible
 from convoy.training.speed.recipe import Recipe
 from convoy.training.speed.recipe import choose as choose_recipe
 from convoy.training.speed.whole_step import EAGER_STEPS
@@ -134,6 +135,10 @@ def _train(
     start_up.reached("data")
     recipe = choose_recipe(config, topology.world_size)
     carries = None if link is None else link.gb_per_s
+    if recipe["peer_copies"]:
+        against = impossible(topology, device(config, topology), carries, host_group)
+        if against is not None:
+            recipe.turn_off("peer_copies", against)
     speed = Acceleration(recipe, agent, topology.world_size, calls.wants_tokens, carries)
     datamodule = DataModule(
         data.train,
@@ -192,11 +197,8 @@ def _train(
     if resume is not None:
         logger.info("going on from %s", resume)
         start.record("resume", file=resume.name)
-    # Beside the experiments: the runs of all of them share what was compiled.
-    shared = run.root.parent.parent / "compile-cache"
-    cache = Path(config.compile_cache) if config.compile_cache else shared
     _record_speed(recipe, run, topology)
-    with speed.applied(cache), lean_hooks(trainer, module), explained():
+    with speed.applied(kernel_cache(config)), lean_hooks(trainer, module), explained():
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume)
     _record_speed(recipe, run, topology)  # a switch may have been given up on the way
     if progress.steps == 0 and run.results.is_file():

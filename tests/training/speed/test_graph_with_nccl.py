@@ -34,8 +34,14 @@ def _rank(rank: int, world_size: int, port: int) -> None:
     data = [torch.randn(5, 64, generator=generator).to(device) for _ in range(STEPS)]
     plain, reasons = _train(data, world_size, graph=False)
     graph, reasons = _train(data, world_size, graph=True)
+    copies, more = _train(data, world_size, graph=True, copies=True)
+    reasons += more
     alone, _ = _train(_everybodys(data, world_size), None, graph=False)
-    print(json.dumps({"plain": plain, "graph": graph, "alone": alone, "reasons": reasons}))
+    print(
+        json.dumps(
+            {"plain": plain, "graph": graph, "copies": copies, "alone": alone, "reasons": reasons}
+        )
+    )
     leave_process_group()
 
 
@@ -48,7 +54,7 @@ def _everybodys(data: list[torch.Tensor], world_size: int) -> list[torch.Tensor]
 
 
 def _train(
-    data: list[torch.Tensor], world_size: int | None, graph: bool
+    data: list[torch.Tensor], world_size: int | None, graph: bool, copies: bool = False
 ) -> tuple[list[float], list[str]]:
     """Sums of the trained parameters, and why there is no graph; `world_size` None: no mean."""
     torch.manual_seed(0)
@@ -63,7 +69,9 @@ def _train(
         return {"loss": model(batch).square().mean()}
 
     parameters = list(model.parameters())
-    mean = GradientMean(parameters, world_size, sizes=SEVERAL) if world_size is not None else None
+    mean = None
+    if world_size is not None:
+        mean = GradientMean(parameters, world_size, sizes=SEVERAL, copies=copies)
     step = WholeStep(
         loss,
         loss,
@@ -99,6 +107,8 @@ def test_every_rank_takes_the_same_steps_with_and_without_the_graph(cuda):
         assert output["graph"] == pytest.approx(output["plain"], rel=1e-4, abs=1e-4)
         assert output["graph"] == pytest.approx(output["alone"], rel=1e-2, abs=1e-2)
         assert output["graph"] == outputs[0]["graph"]
+        assert output["copies"] == pytest.approx(output["graph"], rel=1e-5, abs=1e-5)
+        assert output["copies"] == outputs[0]["copies"]
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from convoy.training.speed import assignment, attention, matching, operators, regions
-from convoy.training.speed.gradients import GradientMean, buckets_over
+from convoy.training.speed.gradients import COPIED, GradientMean, buckets_over
 from convoy.training.speed.optimizer import make_fused
-from convoy.training.speed.recipe import Recipe
+from convoy.training.speed.recipe import NO_GRAPH, Recipe
 from convoy.training.speed.whole_step import Loss, Outcome, WholeStep
 from convoy.training.stopping import StoppedEarly
 
@@ -160,6 +160,8 @@ class Acceleration(pl.Callback):
                     self.recipe.turn_off("graph", f"{type(callback).__name__} has {hook}")
         if self.recipe["graph"]:
             self.recipe.turn_off("ddp", "the graph averages the gradients itself")
+        else:
+            self.recipe.turn_off("peer_copies", NO_GRAPH)
         self._steps_itself = self.recipe["graph"]
 
     def _compile(self, cache: Path) -> None:
@@ -191,8 +193,9 @@ class Acceleration(pl.Callback):
         )
 
     def _gradient_mean(self, parameters: list[nn.Parameter]) -> GradientMean:
-        compressed = self.recipe["bf16_gradients"]
-        return GradientMean(parameters, self._world_size, compressed, self._buckets)
+        compressed, copies = self.recipe["bf16_gradients"], self.recipe["peer_copies"]
+        sizes = COPIED if copies else self._buckets
+        return GradientMean(parameters, self._world_size, compressed, sizes, copies)
 
     def _give_up(self, name: str, reason: str) -> None:
         """In the middle of training. Without a graph the steps stay in one piece all the same."""

@@ -1,10 +1,10 @@
 """The mean of the gradients over the ranks, bucket by bucket while the backward pass still runs.
 
 DistributedDataParallel does the same, and its hooks wait on the host now and then, which a CUDA
-graph cannot hold. These buckets are reduced by work on the device alone. A large gradient is
-reduced where it lies, small ones are copied side by side first. The parameters that take part are
-those that got a gradient in the first step; the same on every rank. Buckets are cut in the order in
-which rank 0's gradients arrived then.
+graph cannot hold. These buckets are reduced by work on the device alone: by NCCL, for which a large
+gradient stays where it lies and small ones are copied side by side, or by copies between the GPUs
+of a node (peer_mean.py). The parameters that take part are those that got a gradient in the first
+step; the same on every rank. Buckets are cut in the order in which rank 0's gradients arrived then.
 """
 
 import logging
@@ -16,9 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from convoy.training.speed.peer_mean import FAST, PeerMean
+from convoy.training.speed.regions import REGION
+
 ALIGNED = 16  # bytes: optimizers read gradients that begin so four at a time
 LARGE = 256 << 10  # bytes: a copy of it takes longer than one more piece of the reduction
-FAST = 100.0  # GB/s of a link in one direction: NVLink has more, PCI Express and Ethernet less
 
 logger = logging.getLogger("convoy")
 
@@ -36,10 +38,13 @@ class Buckets:
 # fast link they are few. Over a slow one the bytes are what takes time, and leave early.
 FEW = Buckets(100 << 20, 100 << 20, 16 << 20)
 MANY = Buckets(1 << 20, 16 << 20, 0)
+# By copies, which only memory slows down. The last holds a region (regions.py), whose gradients
+# arrive together: with less, the bucket before it would wait for the backward pass's end too.
+COPIED = Buckets(256 << 20, 256 << 20, REGION)
 
 
 def buckets_over(gb_per_s: float | None) -> Buckets:
-    """For a link that carries so much in one direction; None: unknown."""
+    """For NCCL and a link that carries so much in one direction; None: unknown."""
     return FEW if gb_per_s is not None and gb_per_s >= FAST else MANY
 
 
@@ -52,8 +57,13 @@ class GradientMean:
         world_size: int,
         bf16: bool = False,
         sizes: Buckets = MANY,
+        copies: bool = False,
     ) -> None:
-        """`bf16`: float32 gradients travel, and are added, as bfloat16: half the bytes."""
+        """`bf16`: float32 gradients travel, and are added, as bfloat16: half the bytes.
+
+        `copies`: between the GPUs of one node, in place of NCCL.
+        """
+        self._copies_on = torch.cuda.Stream() if copies else None
         self._parameters = [entry for entry in parameters if entry.requires_grad]
         self._world_size, self._bf16, self._sizes = world_size, bf16, sizes
         self._buckets: list[_Bucket] | None = None
@@ -74,13 +84,17 @@ class GradientMean:
                 watch.remove()
             used = [self._parameters[index] for index in self._order()]
             parts = _cut(used, self._sizes)
-            self._buckets = [_Bucket(part, self._world_size, self._bf16) for part in parts]
+            self._buckets = [
+                _Bucket(part, self._world_size, self._bf16, self._copies_on) for part in parts
+            ]
             size = sum(map(_bytes, used)) / 2**20
             logger.info("the ranks average %.0f MiB of gradients in %d buckets", size, len(parts))
         for bucket in self._buckets:
             if first:
                 bucket.begin()
             bucket.finish()
+        for last in self._buckets[-1:]:
+            last.leave()
 
     def _order(self) -> list[int]:
         """Indices of the parameters in the order in which rank 0's gradients arrived."""
@@ -92,24 +106,37 @@ class GradientMean:
 
 
 class _Bucket:
-    def __init__(self, parameters: list[nn.Parameter], world_size: int, bf16: bool) -> None:
+    def __init__(
+        self,
+        parameters: list[nn.Parameter],
+        world_size: int,
+        bf16: bool,
+        copies_on: torch.cuda.Stream | None,
+    ) -> None:
         self._parameters = parameters
         self._world_size = world_size
         first = parameters[0]
         self._compressed = bf16 and first.dtype == torch.float32
         dtype = torch.bfloat16 if self._compressed else first.dtype
-        self._large = [] if self._compressed else [e for e in parameters if _bytes(e) >= LARGE]
+        moved = self._compressed or copies_on is not None
+        self._large = [] if moved else [e for e in parameters if _bytes(e) >= LARGE]
         in_place = {id(entry) for entry in self._large}
         self._small = [entry for entry in parameters if id(entry) not in in_place]
         lanes = max(1, ALIGNED // dtype.itemsize)
         sizes = [math.ceil(entry.numel() / lanes) * lanes for entry in self._small]
-        self._flat = torch.zeros(sum(sizes), dtype=dtype, device=first.device)
+        self._peers: PeerMean | None = None
+        if copies_on is None:
+            self._flat = torch.zeros(sum(sizes), dtype=dtype, device=first.device)
+        else:
+            self._peers = PeerMean(sum(sizes), dtype, first.device, copies_on)
+            self._flat = self._peers.flat
         self._views = [
             view.as_strided(entry.shape, entry.stride())
             for view, entry in zip(self._flat.split(sizes), self._small, strict=True)
         ]
         self._missing = len(parameters)
         self._divides = dist.get_backend() == "nccl"  # on its way; gloo only adds
+        self._begun = False
         self._work: dist.Work | None = None
         for entry in parameters:
             entry.register_post_accumulate_grad_hook(self._arrived())
@@ -126,6 +153,10 @@ class _Bucket:
         absent = sum(entry.grad is None for entry in self._parameters)
         if absent:  # the other ranks would wait for this one's
             raise RuntimeError(f"{absent} parameters got a gradient on rank 0 and none here")
+        self._begun = True
+        if self._peers is not None:
+            self._peers.begin(self._views, _gradients(self._small))
+            return
         pieces = _gradients(self._large)
         if self._small:
             torch._foreach_copy_(self._views, _gradients(self._small))
@@ -142,15 +173,22 @@ class _Bucket:
         self._work = world.allreduce_coalesced(pieces, options)
 
     def finish(self) -> None:
-        if self._work is None:
+        if not self._begun:
             raise RuntimeError(f"{self._missing} parameters got no gradient in this step")
-        self._work.wait()
-        self._work, self._missing = None, len(self._parameters)
+        if self._peers is not None:
+            self._peers.wait()
+        elif self._work is not None:
+            self._work.wait()
+        self._work, self._begun, self._missing = None, False, len(self._parameters)
         if self._compressed:
             torch._foreach_copy_(_gradients(self._small), self._views)
             return
         for entry, view in zip(self._small, self._views, strict=True):
             entry.grad = view
+
+    def leave(self) -> None:
+        if self._peers is not None:
+            self._peers.leave()
 
 
 def _gradients(parameters: list[nn.Parameter]) -> list[Tensor]:

@@ -76,6 +76,7 @@ class Recipe:
 
 
 ASKED = "asked for"
+NO_GRAPH = "DDP averages the gradients where there is no graph"
 
 
 def choose(config: DictConfig, world_size: int) -> Recipe:
@@ -101,10 +102,12 @@ def choose(config: DictConfig, world_size: int) -> Recipe:
         recipe.turn_off("bf16", f"trainer.params.precision={params.precision}")
     if world_size == 1 or not str(params.strategy).startswith("ddp"):
         reason = "there is one rank" if world_size == 1 else "the strategy is not DDP"
-        recipe.turn_off("ddp", reason)
-        recipe.turn_off("bf16_gradients", reason)
+        for name in ("ddp", "peer_copies", "bf16_gradients"):
+            recipe.turn_off(name, reason)
     for reason in _against_graph(config):
         recipe.turn_off("graph", reason)
+    if not recipe["graph"]:
+        recipe.turn_off("peer_copies", NO_GRAPH)
     if params.get("deterministic"):
         if config.speed_switches.operators is None:
             recipe.turn_on("operators", "trainer.params.deterministic is on")
