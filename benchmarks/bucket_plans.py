@@ -2,7 +2,7 @@
 
 The step of a training is recorded anew with each plan, and with no exchange at all, and each
 recording is replayed by all ranks. A plan is FIRST:USUAL:LAST in MiB, the sizes of
-convoy.training.speed.gradients.Buckets.
+convoy.training.speed.gradients.Buckets, for NCCL, or behind `copies:` for copies between the GPUs.
 """
 
 import json

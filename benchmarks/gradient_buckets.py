@@ -1,7 +1,7 @@
 """What the mean of the gradients adds to a step of TransFuser's, by the sizes of its buckets.
 
     python benchmarks/gradient_buckets.py --batch 22
-    python benchmarks/gradient_buckets.py --batch 64 --ranks 4 --plans 1:16:0,100:100:16
+    python benchmarks/gradient_buckets.py --batch 64 --ranks 4 --plans 1:16:0,copies:256:256:16
 
 All plans are tried in one training on several GPUs (bucket_plans.py), so they share its compiled
 step, its batch and its cards. The difference to a step without any exchange is what a plan costs.
@@ -15,14 +15,14 @@ from statistics import median
 from report import print_report
 from training_speed import Bench
 
-PLANS = "1:16:0,32:32:16,16:64:16,100:100:16,1000:1000:16,1000:1000:0"
+PLANS = "1:16:0,32:32:16,100:100:16,1000:1000:16,1000:1000:0,copies:64:64:16,copies:256:256:16"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=22, help="of one rank")
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--plans", default=PLANS, help="FIRST:USUAL:LAST in MiB, …")
+    parser.add_argument("--plans", default=PLANS, help="[copies:]FIRST:USUAL:LAST in MiB, …")
     parser.add_argument("--samples", type=int, default=3328, help="32 logs; one is held out")
     parser.add_argument("--workers", type=int, default=8, help="reading threads of a rank")
     parser.add_argument("--compile-cache", help="kept from run to run")

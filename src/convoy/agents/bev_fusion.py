@@ -77,8 +77,9 @@ class BevFusionAgent(nn.Module):
         camera = F.avg_pool2d(features["camera_feature"], 4) - 0.5
         lidar = F.max_pool2d(features["lidar_feature"], 2)
         status = features["status_feature"]
-        scale = status.new_tensor([1, 1, 1, 1, _SPEED_SCALE, _SPEED_SCALE, 1, 1])
-        encoded = [self.camera(camera), self.lidar(lidar), self.status(status / scale)]
+        command, velocity, acceleration = status.split((4, 2, 2), dim=1)
+        scaled = torch.cat([command, velocity / _SPEED_SCALE, acceleration], dim=1)
+        encoded = [self.camera(camera), self.lidar(lidar), self.status(scaled)]
         controls = self.head(self.fusion(torch.cat(encoded, dim=1)))
         controls = controls.to(torch.promote_types(controls.dtype, torch.float32))
         return {"trajectory": _drive(status[:, 4], *controls.chunk(2, dim=1))}

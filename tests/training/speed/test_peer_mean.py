@@ -1,6 +1,14 @@
-"""When the ranks may average by copies. The copies themselves: test_graph_with_nccl.py."""
+"""When the ranks may average by copies, and that the copies give the mean.
 
+Here ranks are threads and each sees the others' tensors; on GPUs: test_graph_with_nccl.py.
+"""
+
+import contextlib
 import dataclasses
+import threading
+import types
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -8,7 +16,7 @@ import torch
 from convoy.topology import Topology
 from convoy.training.process_group import HostGroup
 from convoy.training.speed import peer_mean
-from convoy.training.speed.peer_mean import impossible
+from convoy.training.speed.peer_mean import PeerMean, impossible
 
 NODE = Topology(rank=1, local_rank=1, world_size=4, local_world_size=4)
 DEVICE = torch.device("cpu")
@@ -47,3 +55,78 @@ def test_a_gpu_that_cannot_read_anothers_memory_is_a_reason(monkeypatch):
     assert impossible(NODE, DEVICE, 450.0, Ranks()) == (
         "a GPU cannot read another's memory (peer access is not supported)"
     )
+
+
+class Node:
+    """Stands for torch's symmetric memory and for CUDA's streams."""
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
+        self._tensors: dict[int, torch.Tensor] = {}
+        self._all = threading.Barrier(world_size, timeout=20)
+        self._here = threading.local()
+
+    def rank(self) -> int:
+        return int(self._here.rank)
+
+    def size(self) -> int:
+        return self.world_size
+
+    def empty(self, size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        return torch.full((size,), torch.nan, dtype=dtype)
+
+    def rendezvous(self, tensor: torch.Tensor, group: object) -> "Node":
+        self._tensors[self.rank()] = tensor
+        self.barrier()
+        return self
+
+    def get_buffer(self, rank: int, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+        assert (self._tensors[rank].shape, self._tensors[rank].dtype) == (shape, dtype)
+        return self._tensors[rank]
+
+    def barrier(self) -> None:
+        self._all.wait()
+
+    def run(self, work: Callable[[int], torch.Tensor]) -> list[torch.Tensor]:
+        def as_rank(rank: int) -> torch.Tensor:
+            self._here.rank = rank
+            return work(rank)
+
+        with ThreadPoolExecutor(self.world_size) as threads:
+            return list(threads.map(as_rank, range(self.world_size)))
+
+
+class Stream:
+    def wait_stream(self, other: object) -> None: ...
+
+    wait_event = record = wait_stream
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_every_rank_gets_the_same_mean_in_every_step(monkeypatch, world_size, dtype):
+    node, stream = Node(world_size), Stream()
+    monkeypatch.setattr(peer_mean, "symmetric", node)
+    monkeypatch.setattr(peer_mean.dist, "group", types.SimpleNamespace(WORLD=node))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "Event", lambda: types.SimpleNamespace(record=lambda: None))
+    generator = torch.Generator().manual_seed(0)
+    sizes = (3, 50, 1)  # no multiple of a share
+    values = torch.randn(3, world_size, sum(sizes), generator=generator).to(dtype)
+
+    def rank_of(rank: int) -> torch.Tensor:
+        mean = PeerMean(sum(sizes), dtype, DEVICE, stream)
+        views, found = list(mean.flat.split(sizes)), []
+        for step in values:
+            mean.begin(views, list(step[rank].split(sizes)))
+            mean.wait()
+            found.append(mean.flat.clone())
+            mean.leave()
+        return torch.stack(found)
+
+    found = node.run(rank_of)
+    for other in found[1:]:
+        assert torch.equal(other, found[0])
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-6
+    torch.testing.assert_close(found[0], values.mean(1), rtol=tolerance, atol=tolerance)
