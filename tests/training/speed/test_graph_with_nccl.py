@@ -1,4 +1,5 @@
-"""The mean over the ranks inside a CUDA graph, through NCCL: one process per GPU found here."""
+"""The mean over the ranks inside a CUDA graph, through NCCL and, where the GPUs can read one
+another's memory, by copies: one process per GPU found here."""
 
 import json
 import socket
@@ -34,7 +35,9 @@ def _rank(rank: int, world_size: int, port: int) -> None:
     data = [torch.randn(5, 64, generator=generator).to(device) for _ in range(STEPS)]
     plain, reasons = _train(data, world_size, graph=False)
     graph, reasons = _train(data, world_size, graph=True)
-    copies, more = _train(data, world_size, graph=True, copies=True)
+    others = (other for other in range(world_size) if other != rank)
+    peers = all(torch.cuda.can_device_access_peer(rank, other) for other in others)
+    copies, more = _train(data, world_size, graph=True, copies=peers)
     reasons += more
     alone, _ = _train(_everybodys(data, world_size), None, graph=False)
     print(
