@@ -72,8 +72,14 @@ class Node:
     def size(self) -> int:
         return self.world_size
 
-    def empty(self, size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        return torch.full((size,), torch.nan, dtype=dtype)
+    @property
+    def _SymmetricMemory(self) -> "Node":
+        return self
+
+    def empty_strided_p2p(
+        self, size: tuple[int, ...], stride: object, dtype: torch.dtype, device: object
+    ) -> torch.Tensor:
+        return torch.full(size, torch.nan, dtype=dtype)
 
     def rendezvous(self, tensor: torch.Tensor, group: object) -> "Node":
         self._tensors[self.rank()] = tensor

@@ -35,7 +35,9 @@ class PeerMean:
         assert group is not None
         rank, world_size = group.rank(), group.size()
         share = math.ceil(numel / world_size / LANES) * LANES
-        whole = symmetric.empty(world_size * share, dtype=dtype, device=device)
+        # Not symmetric.empty: its tensors may share one allocation, where get_buffer begins.
+        allocate = symmetric._SymmetricMemory.empty_strided_p2p
+        whole = allocate((world_size * share,), (1,), dtype, device)
         self._handle = symmetric.rendezvous(whole, group)
         shares = whole.zero_().split(share)
         others = [(rank + distance) % world_size for distance in range(1, world_size)]
