@@ -24,7 +24,7 @@ LAUNCH_CATEGORIES = ("cuda_runtime", "cuda_driver")
 
 # The first that fits a kernel's or an operator's name.
 KINDS = (
-    ("communication", r"^nccl|^gloo:|^c10d::|^Memcpy PtoP|all_reduce|allreduce|record_param"),
+    ("communication", r"^(nccl|gloo:|c10d::|Memcpy PtoP)|all_?reduce|record_param_comms"),
     ("copies", r"^Mem(cpy|set)|aten::copy_|aten::_to_copy|aten::(clone|contiguous)$"),
     ("optimizer", r"adam|multi_tensor_apply|_foreach_|sgd"),
     ("attention", r"fmha|flash|attention|sdpa"),
