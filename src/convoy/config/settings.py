@@ -40,8 +40,9 @@ SPEED_SWITCHES: dict[str, str | None] = {
     "ddp": "default",
     "compile": "max",
     "graph": "max",
-    "peer_copies": "max",
-    "bf16_gradients": None,  # only where it is asked for
+    # Only where they are asked for.
+    "peer_copies": None,
+    "bf16_gradients": None,
 }
 
 SETTINGS: dict[str, Kind] = {

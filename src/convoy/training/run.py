@@ -49,7 +49,7 @@ from convoy.training.report import write_report
 from convoy.training.resume import choose_checkpoint
 from convoy.training.safe_points import SafePoints
 from convoy.training.speed.acceleration import Acceleration
-from convoy.training.speed.peer_mean import impossible
+from convoy.training.speed.peer_mean import reason_against_copies
 from convoy.training.speed.recipe import Recipe
 from convoy.training.speed.recipe import choose as choose_recipe
 from convoy.training.speed.whole_step import EAGER_STEPS
@@ -136,7 +136,7 @@ def _train(
     recipe = choose_recipe(config, topology.world_size)
     carries = None if link is None else link.gb_per_s
     if recipe["peer_copies"]:
-        against = impossible(topology, device(config, topology), carries, host_group)
+        against = reason_against_copies(topology, device(config, topology), carries, host_group)
         if against is not None:
             recipe.turn_off("peer_copies", against)
     speed = Acceleration(recipe, agent, topology.world_size, calls.wants_tokens, carries)

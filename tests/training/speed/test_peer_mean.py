@@ -16,7 +16,7 @@ import torch
 from convoy.topology import Topology
 from convoy.training.process_group import HostGroup
 from convoy.training.speed import peer_mean
-from convoy.training.speed.peer_mean import PeerMean, impossible
+from convoy.training.speed.peer_mean import PeerMean, reason_against_copies
 
 NODE = Topology(rank=1, local_rank=1, world_size=4, local_world_size=4)
 DEVICE = torch.device("cpu")
@@ -35,15 +35,17 @@ class Ranks(HostGroup):
 def test_several_nodes_and_slow_links_do_not(monkeypatch):
     monkeypatch.setattr(peer_mean, "_fault", lambda *_: pytest.fail("nothing is to be tried"))
     nodes = dataclasses.replace(NODE, world_size=8, num_nodes=2)
-    assert impossible(nodes, DEVICE, 450.0, Ranks()) == "the ranks are on several nodes"
-    assert "carries 32 GB/s, and it takes 100" in (impossible(NODE, DEVICE, 32.0, Ranks()) or "")
-    assert "carries an unknown amount" in (impossible(NODE, DEVICE, None, Ranks()) or "")
+    assert reason_against_copies(nodes, DEVICE, 450.0, Ranks()) == "the ranks are on several nodes"
+    assert "carries 32 GB/s, and it takes 100" in (
+        reason_against_copies(NODE, DEVICE, 32.0, Ranks()) or ""
+    )
+    assert "carries an unknown amount" in (reason_against_copies(NODE, DEVICE, None, Ranks()) or "")
 
 
 def test_one_rank_that_cannot_speaks_for_all(monkeypatch):
     monkeypatch.setattr(peer_mean, "_fault", lambda *_: None)
-    assert impossible(NODE, DEVICE, 450.0, Ranks()) is None
-    assert impossible(NODE, DEVICE, 450.0, Ranks("a mean was 1")) == "a mean was 1"
+    assert reason_against_copies(NODE, DEVICE, 450.0, Ranks()) is None
+    assert reason_against_copies(NODE, DEVICE, 450.0, Ranks("a mean was 1")) == "a mean was 1"
 
 
 def test_a_gpu_that_cannot_read_anothers_memory_is_a_reason(monkeypatch):
@@ -52,7 +54,7 @@ def test_a_gpu_that_cannot_read_anothers_memory_is_a_reason(monkeypatch):
 
     monkeypatch.setattr(peer_mean, "PeerMean", refused)
     monkeypatch.setattr(torch.cuda, "Stream", lambda *_: None)
-    assert impossible(NODE, DEVICE, 450.0, Ranks()) == (
+    assert reason_against_copies(NODE, DEVICE, 450.0, Ranks()) == (
         "a GPU cannot read another's memory (peer access is not supported)"
     )
 

@@ -78,7 +78,7 @@ class PeerMean:
         torch.cuda.current_stream().wait_stream(self._stream)
 
 
-def impossible(
+def reason_against_copies(
     topology: Topology, device: torch.device, gb_per_s: float | None, ranks: HostGroup
 ) -> str | None:
     """Why these ranks do not average so, in a few words; all of them get the same.
