@@ -236,6 +236,22 @@ def test_a_configuration_that_does_not_compose_is_left_to_the_ranks():
     assert fork_server._import_for_ranks(["agent=no_such_agent"]) == "ConvoyError while importing"
 
 
+def test_what_is_asked_of_several_ranks_is_no_obstacle(tmp_path):
+    """A process of its own imports, so that nothing of it stays in this one."""
+    asked = ["speed_switches.graph=true", "speed_switches.peer_copies=true"]
+    program = (
+        "from convoy.launch import fork_server\n"
+        f"print(fork_server._import_for_ranks(['agent=bev_fusion_agent', *{asked}]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(SRC), "NAVSIM_EXP_ROOT": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines() == ["None"], done.stderr
+
+
 def test_cuda_that_has_not_been_started_is_told_apart_from_one_that_has(cuda):
     program = (
         "import torch\n"

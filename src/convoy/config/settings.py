@@ -40,9 +40,8 @@ SPEED_SWITCHES: dict[str, str | None] = {
     "ddp": "default",
     "compile": "max",
     "graph": "max",
-    # Only where they are asked for.
-    "peer_copies": None,
-    "bf16_gradients": None,
+    "peer_copies": "max",
+    "bf16_gradients": None,  # only where it is asked for
 }
 
 SETTINGS: dict[str, Kind] = {

@@ -204,7 +204,7 @@ def _import_for_ranks(overrides: Sequence[str]) -> str | None:
         import convoy.training.run  # noqa: F401  # with torch and Lightning
         from convoy.training.speed import recipe
 
-        if recipe.choose(config, world_size=1)["compile"]:
+        if config.trainer.params.accelerator != "cpu" and recipe.wanted(config, "compile"):
             import torch._inductor.compile_fx  # noqa: F401
         if not agent.startswith("convoy."):
             import_agents()

@@ -38,11 +38,12 @@ def test_each_level_has_what_the_one_below_has():
 
 
 def test_several_ranks_have_all_that_one_has():
-    assert on(choose(config(), 8)) == set(SPEED_SWITCHES) - {"peer_copies", "bf16_gradients"}
+    assert on(choose(config(), 8)) == set(SPEED_SWITCHES) - {"bf16_gradients"}
 
 
 def test_copies_between_gpus_are_for_a_graph_of_several_ranks():
-    assert choose(config(speed_switches__peer_copies=True), 8)["peer_copies"]
+    assert choose(config(), 8)["peer_copies"]
+    assert not choose(config(speed_switches__graph=False), 8)["peer_copies"]
     for world_size, speed in ((1, "max"), (8, "default")):
         with pytest.raises(ConvoyError, match="peer_copies=true cannot be had"):
             choose(config(speed, speed_switches__peer_copies=True), world_size)

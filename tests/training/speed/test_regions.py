@@ -10,6 +10,7 @@ import torch
 import torch._inductor.config
 from torch import Tensor, nn
 from torch._dynamo import trace_rules
+from torch._dynamo.backends.distributed import DDPOptimizer
 from torch._functorch._aot_autograd.autograd_cache import check_cacheable
 from torch.nn import functional
 
@@ -88,6 +89,52 @@ def test_values_and_gradients_are_those_of_the_plain_pass():
     for one, other in zip(cut.parameters(), plain.parameters(), strict=True):
         assert one.grad is not None and other.grad is not None
         assert torch.equal(one.grad, other.grad)
+
+
+class Varied(nn.Module):
+    """Operations before the first parameter, a parameter that is frozen, one that is used twice,
+    layers that write in place, several values from one region to the next."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(layers))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(8) for _ in range(layers))
+        self.frozen = nn.Parameter(torch.ones(8), requires_grad=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        kept = value = inputs.sin().cos() * self.frozen
+        for number, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
+            value = functional.relu(norm(layer(value)), inplace=True) + kept
+            value = value + functional.linear(kept, layer.weight)
+            if number % 2:
+                kept = value.detach()
+                kept.add_(1.0)
+        return value
+
+
+@pytest.mark.parametrize(
+    ("layers", "first", "usual"), [(1, 1 << 20, 1 << 20), (1, 8, 8), (5, 8, 300), (5, 300, 700)]
+)
+def test_it_is_cut_where_torch_cuts_it_under_ddp(layers, first, usual, monkeypatch):
+    monkeypatch.setattr(regions, "FIRST_REGION", first)
+    monkeypatch.setattr(regions, "REGION", usual)
+    ours: list[str] = []
+    theirs: list[str] = []
+
+    def into(codes: list[str]) -> Callable[..., Any]:
+        def compiler(graph: torch.fx.GraphModule, _: list[Any]) -> Callable[..., Any]:
+            codes.append(graph.code)
+            return graph
+
+        return compiler
+
+    model, inputs = Varied(layers), torch.rand(4, 8)
+    regions.compiled(model.forward, into(ours))(inputs)
+    torch._dynamo.reset()
+    cutter = DDPOptimizer(usual, into(theirs), first)
+    torch.compile(model.forward, dynamic=False, backend=cutter.compile_fn)(inputs)
+    assert ours == theirs
+    assert (len(ours) == 1) == (first > 1000)
 
 
 def test_torch_keeps_what_it_made_of_each_region(monkeypatch):

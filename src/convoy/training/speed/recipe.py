@@ -79,6 +79,12 @@ ASKED = "asked for"
 NO_GRAPH = "DDP averages the gradients where there is no graph"
 
 
+def wanted(config: DictConfig, name: str) -> bool:
+    """By `speed` and the switch's own setting, whatever else may turn it off later."""
+    asked = config.speed_switches[name]
+    return _has(config.speed, name) if asked is None else bool(asked)
+
+
 def choose(config: DictConfig, world_size: int) -> Recipe:
     """The recipe as far as the configuration decides it."""
     level = config.speed
@@ -87,11 +93,10 @@ def choose(config: DictConfig, world_size: int) -> Recipe:
     for name in SWITCHES:
         asked = config.speed_switches[name]
         if asked is not None:
-            switches[name] = Switch(bool(asked), ASKED if asked else "switched off")
+            reason = ASKED if asked else "switched off"
         else:
-            on = _has(level, name)
-            never = SWITCHES[name] is None
-            switches[name] = Switch(on, "not asked for" if never else f"speed={level}")
+            reason = "not asked for" if SWITCHES[name] is None else f"speed={level}"
+        switches[name] = Switch(wanted(config, name), reason)
     recipe = Recipe(level, switches)
     if params.accelerator == "cpu":
         for name in SWITCHES:
