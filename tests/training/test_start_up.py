@@ -1,5 +1,6 @@
 """Where a start's time goes, in a real training loop."""
 
+import gc
 import logging
 import re
 import subprocess
@@ -14,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from convoy.run import garbage
 from convoy.training.start_up import StartUp, _age
 
 
@@ -35,6 +37,7 @@ class Slow(pl.LightningModule):
 @pytest.mark.parametrize("last_step", [1, 4])
 def test_parts_follow_one_another_and_are_told_once(caplog, last_step):
     told = []
+    garbage.look_rarely()
     start_up = StartUp()
     start_up.reached("imports")
     time.sleep(0.2)
@@ -61,6 +64,7 @@ def test_parts_follow_one_another_and_are_told_once(caplog, last_step):
     assert facts["seconds"] == pytest.approx(sum(parts.values()), abs=0.05)
     [line] = [entry.getMessage() for entry in caplog.records if "after" in entry.getMessage()]
     said = re.match(rf"step {last_step} after ([\d.]+) s: imports ", line)
+    assert gc.get_threshold() == garbage.USUAL
     assert said and float(said[1]) == pytest.approx(facts["seconds"], abs=0.06)  # each is rounded
 
 

@@ -212,10 +212,11 @@ def _import_for_ranks(overrides: Sequence[str]) -> str | None:
                 import timm  # noqa: F401  # TransFuser's backbones, and most others'
     except Exception as error:  # a rank says what it is, with its own record
         return f"{type(error).__name__} while importing"
+    finally:
+        gc.freeze()  # a collection would write to the pages that the ranks share
+        gc.enable()
     if _cuda_is_up():
         return "an import starts CUDA, which a fork does not survive"
-    gc.freeze()  # a collection would write to the pages that the ranks share
-    gc.enable()
     return None
 
 

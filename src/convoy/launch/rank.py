@@ -6,7 +6,6 @@ torchrun starts one process per rank; started by itself, it is a run of one rank
 """
 
 import contextlib
-import gc
 import os
 import sys
 import time
@@ -20,15 +19,13 @@ from convoy.errors import ConvoyError, ExitCode
 from convoy.launch import error_file, fork_server, verdict
 from convoy.launch.heap import keep_freed_memory
 from convoy.navsim import tree
+from convoy.run import garbage
 from convoy.run.kernel_cache import keep_what_the_driver_compiles
 from convoy.run.layout import RunDirectory
 from convoy.run.stop_request import StopRequest, follow_parent
 from convoy.topology import Topology
 
 RUN_DIR = "--run-dir="
-# New objects between two collections. With Python's own 700 a tenth of a start's time goes into
-# looking for garbage among what the imports and the compiler keep.
-NEW_OBJECTS = 50_000
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -36,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
 
     The run directory is the node's choice; without one, rank 0 names it for all ranks.
     """
-    gc.set_threshold(NEW_OBJECTS)
+    garbage.look_rarely()
     request = StopRequest().install()
     keep_freed_memory(os.environ)
     run, overrides = _split(arguments)

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from convoy.run import garbage
+
 logger = logging.getLogger("convoy")
 
 
@@ -51,6 +53,7 @@ class StartUp(pl.Callback):
             if self._last_step > 1:
                 self.reached(f"steps 2 to {self._last_step}")
             self._tell()
+            garbage.look_as_usual()
 
     def _tell(self) -> None:
         whole = sum(self._parts.values())
