@@ -94,6 +94,20 @@ def test_the_parts_make_up_the_step():
     assert found.host_parts == pytest.approx({"data_wait": 12, "forward": 20})
 
 
+def test_copies_between_gpus_are_communication():
+    found = breakdown(
+        steps(
+            kernel(CONV, 2, 60),
+            event("Memcpy PtoP (Device -> Device)", 50, 20, "gpu_memcpy", stream=NCCL_STREAM),
+            kernel("c10d::symmetric_memory::barrier_kernel(unsigned int**)", 70, 1, NCCL_STREAM),
+            event("Memcpy DtoD (Device -> Device)", 80, 5, "gpu_memcpy", stream=COPY_STREAM),
+        )
+    )
+    assert found.communication == pytest.approx(21)
+    assert found.communication_hidden == pytest.approx(12)
+    assert found.copies == pytest.approx(5)
+
+
 @pytest.mark.parametrize(
     ("of_one", "waits", "said"),
     [

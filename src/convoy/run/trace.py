@@ -265,9 +265,7 @@ def _exchange(communication: Sequence[Span], compute: Sequence[Span], steps: int
 
 
 def kind_of(event: Mapping[str, Any]) -> str:
-    """The kind of a kernel or operator, by its name."""
-    if event.get("cat") in {"gpu_memcpy", "gpu_memset"}:
-        return "copies"
+    """The kind of a kernel, copy or operator, by its name."""
     name = event["name"]
     return next((kind for kind, pattern in _KINDS if pattern.search(name)), "other")
 
