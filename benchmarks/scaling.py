@@ -1,11 +1,12 @@
-"""What a second GPU adds: samples/s of one rank and of two, from packed shards, and their losses.
+"""What more GPUs add: samples/s of one rank and of two, from packed shards, and their losses.
 
     python benchmarks/scaling.py --batches 22,44,64 --levels plain,max --compress 22,64
+    python benchmarks/scaling.py --batches 64 --ranks 1,2,4 --only speeds
     python benchmarks/scaling.py --only losses
     python benchmarks/scaling.py --cpu --agent ego_status_mlp_agent --samples 4096 --batches 16
 
 The batch is that of a rank, so two ranks take twice the samples a step. `--compress` adds, for
-these batches, a side of two ranks with `speed=max` whose gradients travel as bfloat16. The losses
+these batches, a side of most ranks with `speed=max` whose gradients travel as bfloat16. The losses
 of one rank and of two at one global batch are compared with the built-in agent, without speed
 switches: the largest relative difference of a step's loss. That is done in float64. In float32 the
 rounding of a sum in another order (1e-7 in the first step) grows to 1e-2 over 30 steps, for Adam's
@@ -34,12 +35,15 @@ def measure(bench: Bench, batch: int, level: str, ranks: int, *settings: str) ->
 
 
 def rows_of(
-    bench: Bench, batch: int, level: str, compress: bool
+    bench: Bench, batch: int, level: str, counts: list[int], compress: bool
 ) -> list[tuple[str, dict[str, Any]]]:
-    """(side, result) for one rank, two, and two with compressed gradients."""
-    sides: list[tuple[str, int, tuple[str, ...]]] = [("1 rank", 1, ()), ("2 ranks", 2, ())]
+    """(side, result) for each number of ranks, and the last again with compressed gradients."""
+    sides: list[tuple[str, int, tuple[str, ...]]] = [
+        (f"{ranks} rank{'s' * (ranks > 1)}", ranks, ()) for ranks in counts
+    ]
     if compress:
-        sides.append(("2 ranks, bf16 gradients", 2, ("speed_switches.bf16_gradients=true",)))
+        side, ranks, _ = sides[-1]
+        sides.append((f"{side}, bf16 gradients", ranks, ("speed_switches.bf16_gradients=true",)))
     return [
         (f"{level}, {side}", measure(bench, batch, level, ranks, *settings))
         for side, ranks, settings in sides
@@ -103,6 +107,7 @@ def main() -> None:
     )
     parser.add_argument("--batches", default="22,44,64", help="of one rank")
     parser.add_argument("--levels", default="plain,max")
+    parser.add_argument("--ranks", default="1,2", help="each a side, compared with the first")
     parser.add_argument("--compress", default="", help="batches that are measured so too")
     parser.add_argument("--only", choices=("losses", "speeds"))
     parser.add_argument("--samples", type=int, default=6592, help="32 logs; one is held out")
@@ -115,6 +120,7 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    counts = sorted(map(int, args.ranks.split(",")))
 
     rows: list[tuple[Any, ...]] = []
     results: dict[str, dict[str, Any]] = {}
@@ -129,11 +135,11 @@ def main() -> None:
         for batch in map(int, batches):
             for level in args.levels.split(","):
                 compress = level == "max" and str(batch) in args.compress.split(",")
-                sides = rows_of(bench, batch, level, compress)
-                alone = sides[0][1]["samples_per_s"]
+                sides = rows_of(bench, batch, level, counts, compress)
+                first = sides[0][1]["samples_per_s"]
                 for side, result in sides:
                     rate = result["samples_per_s"]
-                    row = (side, batch, f"{rate:.0f}", f"{rate / alone:.2f}")
+                    row = (side, batch, f"{rate:.0f}", f"{rate / first:.2f}")
                     rows.append((*row, f"{result['memory_gib']:.1f}"))
                     results[f"{side}, batch {batch}"] = result
     record = {
@@ -144,7 +150,7 @@ def main() -> None:
     }
     if difference is not None:
         rows.append(("1 rank and 2: losses apart", "", f"{difference:.1e}", "", ""))
-    columns = ("", "batch of a rank", "samples/s", "x 1 rank", "GiB")
+    columns = ("", "batch of a rank", "samples/s", f"x {counts[0]} rank", "GiB")
     print_report(f"scaling, {args.agent}", columns, rows, record, args.json)
 
 

@@ -37,6 +37,7 @@ SPEED_SWITCHES: dict[str, str | None] = {
     "matching": "default",
     "attention": "default",
     "prefetch": "default",
+    "gradient_mean": "plain",
     "ddp": "default",
     "compile": "max",
     "graph": "max",

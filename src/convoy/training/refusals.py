@@ -1,4 +1,5 @@
-"""Errors of Lightning and of DistributedDataParallel that a setting answers, in one sentence."""
+"""Errors of Lightning and of the mean of the gradients, DistributedDataParallel's or Convoy's, that
+a setting answers, in one sentence."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +8,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from convoy.errors import ConvoyError
 
-# What DistributedDataParallel's message holds, what it means, and the setting that answers it.
+# What the message holds, what it means, and the setting that answers it.
 _ANSWERS = (
     (
         "marked as ready twice",
@@ -19,6 +20,18 @@ _ANSWERS = (
         "Expected to have finished reduction in the prior iteration",
         "some parameters take no part in the loss",
         "trainer.params.strategy=ddp_find_unused_parameters_true",
+    ),
+    *(
+        (
+            words,
+            "not every step gives gradients to the same parameters",
+            "trainer.params.strategy=ddp_find_unused_parameters_true",
+        )
+        for words in (
+            "parameters got no gradient in this step",
+            "parameters got a gradient on rank 0 and none here",
+            "a gradient that it did not get in the first step",
+        )
     ),
 )
 
@@ -35,7 +48,6 @@ def explained() -> Iterator[None]:
         for words, meaning, setting in _ANSWERS:
             if words in str(error):
                 raise ConvoyError(
-                    f"DistributedDataParallel cannot train this agent as it is: {meaning}. "
-                    f"Add {setting}."
+                    f"Several ranks cannot train this agent as it is: {meaning}. Add {setting}."
                 ) from error
         raise

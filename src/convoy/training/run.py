@@ -187,7 +187,7 @@ def _train(
     callbacks += [speed, start_up]
     if config.profile.steps:
         callbacks.append(StepTrace(run, timers, config.profile.warm, config.profile.steps))
-    trainer = build_trainer(settings, topology, run, callbacks, writer, recipe, timers)
+    trainer = build_trainer(settings, topology, run, callbacks, writer, speed, timers)
     results: dict[str, Any] = {"run_dir": str(run.root), "world_size": topology.world_size}
     resume = choose_checkpoint(folder, host_group)
     if config.validate_first and resume is None:

@@ -3,9 +3,9 @@ offers to profilers.
 
 The host's clock is read at each of them. On a GPU that is when work was handed over, so now and
 then (one step in `DEVICE_EVERY`, one in `DEVICE_SECONDS`) a step also leaves CUDA events, which are
-read in a later step, once they have passed: nothing waits for the GPU. What an all-reduce of
-DistributedDataParallel's takes, and how much of it the backward pass hides, comes from DDP's own
-timers (one iteration in a hundred).
+read in a later step, once they have passed: nothing waits for the GPU. What the
+exchange of gradients takes, and how much of it the backward pass hides, is timed in one step of a
+hundred: by `ExchangeTimes`, or under DistributedDataParallel by its own timers.
 """
 
 import time
@@ -16,6 +16,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.profilers import Profiler
 from torch.nn.parallel import DistributedDataParallel
+
+from convoy.training.speed.strategy import MeanStrategy
 
 DEVICE_EVERY = 8  # steps; events cost more than a clock
 DEVICE_SECONDS = 0.1  # between such steps: in short steps the events would be seen
@@ -97,7 +99,8 @@ class StepTimers(Profiler):
         """Means of a step in seconds; None before the first step that counts.
 
         `step_s` is the whole step and `parts_s` its parts by the host's clock; `device_s` those of
-        the GPU by CUDA events; `communication_s` and, of it, `communication_hidden_s` under DDP.
+        the GPU by CUDA events; `communication_s` and, of it, `communication_hidden_s` that of the
+        gradients.
         """
         if not self._steps:
             return None
@@ -225,7 +228,11 @@ class _DeviceTimers:
 
 
 def _communication(trainer: pl.Trainer) -> dict[str, float]:
-    """Of the last iteration that DDP timed; nothing without DDP."""
+    """Of the last step whose exchange of gradients was timed, where it can be timed alone."""
+    if isinstance(trainer.strategy, MeanStrategy):
+        exchange = trainer.strategy.times.seconds()
+        names = ("communication_s", "communication_hidden_s")
+        return {} if exchange is None else dict(zip(names, exchange, strict=True))
     model = trainer.strategy.model
     if not isinstance(model, DistributedDataParallel):
         return {}

@@ -20,8 +20,7 @@ from convoy.config import Settings
 from convoy.errors import ConvoyError
 from convoy.run.layout import RunDirectory
 from convoy.topology import Topology
-from convoy.training.speed.recipe import Recipe
-from convoy.training.speed.strategy import WholeStepStrategy
+from convoy.training.speed.acceleration import Acceleration
 from convoy.training.stopping import leave_signals_to_us
 from convoy.training.timers import StepTimers
 from convoy.training.trackers import loggers
@@ -33,13 +32,13 @@ def build_trainer(
     run: RunDirectory,
     callbacks: list[pl.Callback],
     checkpoints: CheckpointIO,
-    recipe: Recipe,
+    speed: Acceleration,
     timers: StepTimers,
 ) -> pl.Trainer:
     """The Trainer for `trainer.params`, which convoy.config has checked. A profiler of the user's
     takes the place of `timers`."""
     params: dict[str, Any] = OmegaConf.to_container(settings.config.trainer.params)  # type: ignore[assignment]
-    params["strategy"] = _strategy(params["strategy"], settings, topology, recipe)
+    params["strategy"] = _strategy(params["strategy"], settings, topology, speed)
     if params.get("profiler") is None:
         params["profiler"] = timers
     # Alone, LightningEnvironment keeps Lightning from taking a surrounding SLURM job for its own
@@ -85,15 +84,17 @@ def device(config: DictConfig, topology: Topology) -> torch.device:
 
 
 def _strategy(
-    asked: str | dict[str, Any], settings: Settings, topology: Topology, recipe: Recipe
+    asked: str | dict[str, Any], settings: Settings, topology: Topology, speed: Acceleration
 ) -> Any:
     """`ddp` on one process is the plain model: the mathematics are the same, the copies are not
     needed. `asked` is Lightning's name for it, or options of DistributedDataParallel."""
     if topology.world_size == 1:
         return "auto"
     timeout = timedelta(minutes=settings.config.distributed_timeout_minutes)
-    if recipe["graph"]:
-        return WholeStepStrategy(timeout=timeout)
+    without_ddp = speed.strategy(timeout)
+    if without_ddp is not None:
+        return without_ddp
+    recipe = speed.recipe
     # DDP sorts its buckets anew after a start's first step, unless it looks for unused parameters:
     # a resumed run's first step would add its ranks' gradients in another order.
     deterministic = bool(settings.config.trainer.params.deterministic)

@@ -8,19 +8,23 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from convoy.training.speed import assignment, attention, matching, operators, regions
+from convoy.training.speed.exchange_times import ExchangeTimes
 from convoy.training.speed.gradients import COPIED, GradientMean, buckets_over
 from convoy.training.speed.optimizer import make_fused
 from convoy.training.speed.recipe import NO_GRAPH, Recipe
+from convoy.training.speed.strategy import MeanStrategy, WholeStepStrategy, take_from_rank_zero
 from convoy.training.speed.whole_step import Loss, Outcome, WholeStep
 from convoy.training.stopping import StoppedEarly
 
@@ -148,9 +152,8 @@ class Acceleration(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Rank 0's running statistics are those that are validated, as under DDP."""
-        if self.steps_itself and self._world_size > 1:
-            for buffer in pl_module.buffers():
-                torch.distributed.broadcast(buffer, src=0)
+        if self.recipe["gradient_mean"]:
+            take_from_rank_zero(pl_module.buffers())
 
     def look_at(self, callbacks: list[pl.Callback]) -> None:
         """Let a callback that acts inside a step have Lightning's own; call before the Trainer."""
@@ -158,11 +161,17 @@ class Acceleration(pl.Callback):
             for hook in INSIDE_A_STEP:
                 if is_overridden(hook, callback, pl.Callback):
                     self.recipe.turn_off("graph", f"{type(callback).__name__} has {hook}")
-        if self.recipe["graph"]:
-            self.recipe.turn_off("ddp", "the graph averages the gradients itself")
-        else:
+        if not self.recipe["graph"]:
             self.recipe.turn_off("peer_copies", NO_GRAPH)
         self._steps_itself = self.recipe["graph"]
+
+    def strategy(self, timeout: timedelta) -> DDPStrategy | None:
+        """In DistributedDataParallel's place, where it is not needed."""
+        if not self.recipe["gradient_mean"]:
+            return None
+        if self.recipe["graph"]:
+            return WholeStepStrategy(timeout=timeout)
+        return MeanStrategy(self._gradient_mean, timeout)
 
     def _compile(self, cache: Path) -> None:
         logger.info(
@@ -172,7 +181,8 @@ class Acceleration(pl.Callback):
         )
         allow_autocast_in_cache()
         forward = self._agent.forward
-        if self._steps_itself:  # with one rank too: what is in the cache serves any number of them
+        # A graph of one rank too: what is in the cache serves any number of them.
+        if self._steps_itself or self.recipe["gradient_mean"]:
             self._compiled = regions.compiled(forward)
         else:  # under DistributedDataParallel torch cuts the graph itself
             self._compiled = torch.compile(forward, dynamic=False)
@@ -192,10 +202,12 @@ class Acceleration(pl.Callback):
             give_up=lambda reason: self._give_up("graph", reason),
         )
 
-    def _gradient_mean(self, parameters: list[nn.Parameter]) -> GradientMean:
+    def _gradient_mean(
+        self, parameters: list[nn.Parameter], times: ExchangeTimes | None = None
+    ) -> GradientMean:
         compressed, copies = self.recipe["bf16_gradients"], self.recipe["peer_copies"]
         sizes = COPIED if copies else self._buckets
-        return GradientMean(parameters, self._world_size, compressed, sizes, copies)
+        return GradientMean(parameters, self._world_size, compressed, sizes, copies, times)
 
     def _give_up(self, name: str, reason: str) -> None:
         """In the middle of training. Without a graph the steps stay in one piece all the same."""

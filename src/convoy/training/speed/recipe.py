@@ -76,7 +76,8 @@ class Recipe:
 
 
 ASKED = "asked for"
-NO_GRAPH = "DDP averages the gradients where there is no graph"
+NO_GRAPH = "it is a part of the graph"
+ON_THE_CPU = ("operators", "gradient_mean")  # where they are asked for
 
 
 def wanted(config: DictConfig, name: str) -> bool:
@@ -100,15 +101,13 @@ def choose(config: DictConfig, world_size: int) -> Recipe:
     recipe = Recipe(level, switches)
     if params.accelerator == "cpu":
         for name in SWITCHES:
-            if name != "operators" or config.speed_switches[name] is None:
+            if name not in ON_THE_CPU or config.speed_switches[name] is None:
                 recipe.turn_off(name, "it is for GPUs")
+    _choose_mean(recipe, config, world_size)
+    if params.accelerator == "cpu":
         return recipe
     if not str(params.precision).startswith("bf16"):
         recipe.turn_off("bf16", f"trainer.params.precision={params.precision}")
-    if world_size == 1 or not str(params.strategy).startswith("ddp"):
-        reason = "there is one rank" if world_size == 1 else "the strategy is not DDP"
-        for name in ("ddp", "peer_copies", "bf16_gradients"):
-            recipe.turn_off(name, reason)
     for reason in _against_graph(config):
         recipe.turn_off("graph", reason)
     if not recipe["graph"]:
@@ -117,10 +116,32 @@ def choose(config: DictConfig, world_size: int) -> Recipe:
         if config.speed_switches.operators is None:
             recipe.turn_on("operators", "trainer.params.deterministic is on")
         recipe.turn_off("cudnn_benchmark", "trainer.params.deterministic is on")
-        recipe.turn_off("ddp", "trainer.params.deterministic is on")
     if params.get("benchmark") is not None:
         recipe.turn_off("cudnn_benchmark", f"trainer.params.benchmark={params.benchmark}")
     return recipe
+
+
+def _choose_mean(recipe: Recipe, config: DictConfig, world_size: int) -> None:
+    """Who averages the gradients of several ranks."""
+    params = config.trainer.params
+    if world_size == 1:
+        for name in ("gradient_mean", "ddp", "peer_copies", "bf16_gradients"):
+            recipe.turn_off(name, "there is one rank")
+        return
+    if not isinstance(params.strategy, str):
+        for name in ("gradient_mean", "ddp", "peer_copies", "bf16_gradients"):
+            recipe.turn_off(name, "trainer.params.strategy has options of DDP")
+    if "find_unused_parameters_true" in str(params.strategy):
+        looks = f"strategy={params.strategy} looks for unused parameters in each step"
+        recipe.turn_off("gradient_mean", looks)
+    if params.get("sync_batchnorm"):
+        recipe.turn_off("gradient_mean", "trainer.params.sync_batchnorm is on")
+    if recipe["gradient_mean"]:
+        recipe.turn_off("ddp", "gradient_mean does without DDP")
+    else:
+        recipe.turn_off("graph", "DDP averages the gradients, which a graph cannot hold")
+    if params.get("deterministic"):
+        recipe.turn_off("ddp", "trainer.params.deterministic is on")
 
 
 def _has(level: str, name: str) -> bool:

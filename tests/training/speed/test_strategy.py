@@ -1,0 +1,96 @@
+"""Two ranks on the CPU, trained with DistributedDataParallel and with Convoy's own mean."""
+
+import csv
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import convoy.navsim.torchvision_cpu  # noqa: F401  # before Lightning, which imports torchvision
+
+# isort: split
+from convoy.training.speed.strategy import take_from_rank_zero
+
+RUN = (
+    "agent=restless_agent",
+    "trainer.params.log_every_n_steps=1",
+    "trainer.params.max_epochs=2",
+    "data.val_fraction=0.25",
+)
+OWN = "speed_switches.gradient_mean=true"
+
+
+def metrics(run):
+    rows = csv.DictReader((run / "metrics/version_0/metrics.csv").open())
+    names = ("train/loss", "val/loss", "val/ade")
+    return [(name, row[name]) for row in rows for name in names if row.get(name)]
+
+
+@pytest.fixture
+def trained(restless_tree, ego_cache, train, tmp_path, monkeypatch):
+    """Settings to the run's directory and its last weights."""
+    monkeypatch.setenv("DIARY", str(tmp_path / "diary"))
+
+    def run(name, *overrides):
+        folder = tmp_path / name
+        cache = f"cache_path={ego_cache}"
+        done = train(*RUN, cache, f"run_dir={folder}", *overrides, processes=2)
+        assert done.returncode == 0, done.stdout
+        saved = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+        return folder, saved["state_dict"], done.stdout
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("global_batch=8",),
+        ("global_batch=8", "dataloader.params.batch_size=2", "trainer.params.max_epochs=1"),
+        ("global_batch=8", "trainer.params.gradient_clip_val=0.1", "trainer.params.max_epochs=1"),
+    ],
+    ids=["each batch a step", "accumulated", "clipped"],
+)
+def test_weights_losses_and_validation_are_ddps_to_the_bit(trained, settings):
+    theirs, expected, output = trained("ddp", *settings)
+    assert "MiB of gradients" not in output
+    ours, weights, output = trained("own", *settings, OWN)
+    assert "the ranks average 0 MiB of gradients in 1 buckets" in output
+    assert metrics(ours) == metrics(theirs)
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def test_an_agent_that_uses_other_parameters_later_is_told_what_to_set(
+    restless_tree, ego_cache, train, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("DIARY", str(tmp_path / "diary"))
+    agent = restless_tree / "navsim/agents/restless.py"
+    text = agent.read_text().replace(
+        "        return torch.nn.functional.l1_loss(",
+        "        self.calls = getattr(self, 'calls', 0) + self.training\n"
+        "        late = self.late.sum() if self.calls > 2 else 0.0\n"
+        "        return late + torch.nn.functional.l1_loss(",
+    )
+    text = text.replace(
+        "        self.mlp = ",
+        "        self.late = torch.nn.Parameter(torch.ones(3))\n        self.mlp = ",
+    )
+    agent.write_text(text)
+    settings = (*RUN, f"cache_path={ego_cache}", f"run_dir={tmp_path / 'run'}", "global_batch=8")
+    done = train(*settings, OWN, processes=2)
+    assert done.returncode != 0
+    assert "not every step gives gradients to the same parameters" in done.stdout, done.stdout
+    assert "ddp_find_unused_parameters_true" in done.stdout and "Traceback" not in done.stdout
+
+
+def test_buffers_of_every_kind_are_rank_zeros():
+    """With one rank nothing changes; what two do shows in the statistics of the weights above."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        buffers = [torch.arange(6.0).view(2, 3), torch.tensor(7), torch.empty(0), torch.ones(2)]
+        before = [buffer.clone() for buffer in buffers]
+        take_from_rank_zero(buffers)
+        assert all(map(torch.equal, buffers, before))
+    finally:
+        dist.destroy_process_group()
