@@ -20,6 +20,11 @@ from convoy.training.refusals import explained
             RuntimeError("Expected to have finished reduction in the prior iteration before …"),
             "strategy=ddp_find_unused_parameters_true",
         ),
+        (RuntimeError("3 parameters got no gradient in this step"), "find_unused_parameters_true"),
+        (
+            RuntimeError("2 parameters got a gradient on rank 0 and none here"),
+            "not every step gives gradients to the same parameters",
+        ),
         (
             MisconfigurationException("ModelCheckpoint(monitor='x')\n could not find the key"),
             r"refuses this configuration: ModelCheckpoint\(monitor='x'\) could not find the key",

@@ -1,6 +1,7 @@
 """Parts of a step in a real training loop, each lengthened by a known time."""
 
 import time
+from datetime import timedelta
 
 import convoy.navsim.torchvision_cpu  # noqa: F401  # before Lightning, which imports torchvision
 
@@ -10,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from convoy.training.speed.strategy import MeanStrategy
 from convoy.training.timers import FIRST_BATCHES, StepTimers
 
 SLEEPS = {"data_wait": 0.03, "forward": 0.005, "backward": 0.05, "optimizer": 0.07}
@@ -117,6 +119,16 @@ def test_the_gpus_own_time():
     timers.step_begins(time.perf_counter())
     device = timers.device.take()
     assert 1.2 < device["backward"] / device["forward"] < 3.5
+
+
+def test_the_exchange_of_gradients_without_ddp():
+    strategy = MeanStrategy(lambda parameters, times: None, timedelta(minutes=1))
+    strategy.times = type("T", (), {"seconds": lambda self: (0.25, 0.125)})()
+    timers = StepTimers()
+    for _ in range(FIRST_BATCHES + 2):
+        timers.step_begins(time.perf_counter())
+    times = timers.take(type("T", (), {"strategy": strategy}))
+    assert (times["communication_s"], times["communication_hidden_s"]) == (0.25, 0.125)
 
 
 def test_ddp_times_its_all_reduce(tmp_path):

@@ -114,6 +114,88 @@ def test_a_rank_without_a_gradient_that_rank_0_has_says_so():
         dist.destroy_process_group()
 
 
+@pytest.fixture
+def alone():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def _mean(*sizes: int) -> tuple[list[nn.Parameter], GradientMean]:
+    """Each parameter a bucket of its own."""
+    parameters = [nn.Parameter(torch.ones(size)) for size in sizes]
+    return parameters, GradientMean(parameters, 1, sizes=Buckets(1, 1, 0))
+
+
+def test_a_step_that_lacks_a_gradient_of_the_first_is_an_error(alone):
+    (one, other), mean = _mean(2, 3)
+    (one.sum() + other.sum()).backward()
+    mean.wait()
+    one.sum().backward()
+    with pytest.raises(RuntimeError, match="1 parameters got no gradient in this step"):
+        mean.wait()
+
+
+def test_a_gradient_that_the_first_step_lacked_is_an_error(alone):
+    """Without it the ranks would part in silence: it is in no bucket."""
+    (one, other), mean = _mean(2, 3)
+    one.sum().backward()
+    mean.wait()
+    with pytest.raises(RuntimeError, match="a gradient that it did not get in the first step"):
+        (one.sum() + other.sum()).backward()
+
+
+def test_a_parameter_whose_gradient_comes_in_parts_leaves_with_the_last(alone, monkeypatch):
+    """As under a module that is checkpointed and used twice."""
+    (one, other), mean = _mean(2, 3)
+
+    def step() -> None:
+        for weight in (one, other, one):
+            weight.sum().backward()
+        mean.wait()
+
+    step()
+    sent: list[list[float]] = []
+    plain = gradients._Bucket.begin
+    monkeypatch.setattr(
+        gradients._Bucket,
+        "begin",
+        lambda bucket: (sent.append(bucket.parameters[0].grad.tolist()), plain(bucket))[1],
+    )
+    one.grad = other.grad = None
+    step()
+    assert sent == [[1, 1, 1], [2, 2]]  # `other`, whose gradient was there first
+
+
+def test_buckets_leave_in_one_order_whatever_is_there_first(alone, monkeypatch):
+    """Else two ranks could wait for each other's with different ones."""
+    parameters, mean = _mean(1, 2, 3)
+    sum(entry.sum() for entry in parameters).backward()
+    mean.wait()
+    order = [bucket.parameters[0].numel() for bucket in mean._buckets]
+    sent: list[int] = []
+    plain = gradients._Bucket.begin
+    monkeypatch.setattr(
+        gradients._Bucket,
+        "begin",
+        lambda bucket: (sent.append(bucket.parameters[0].numel()), plain(bucket))[1],
+    )
+    for entry in sorted(parameters, key=lambda entry: -order.index(entry.numel())):
+        entry.sum().backward()
+    assert sent == order
+    mean.wait()
+
+
+def test_while_it_is_paused_gradients_add_up_here(alone):
+    (weight,), mean = _mean(2)
+    for factor in (1, 3):
+        weight.grad = None
+        for mean.paused in (True, True, False):
+            (factor * weight).sum().backward()
+        mean.wait()
+        assert weight.grad.tolist() == [3 * factor] * 2
+
+
 def _cut(sizes: list[int], buckets: Buckets) -> list[list[int]]:
     """Floats of each parameter in each bucket."""
     parts = gradients._cut([nn.Parameter(torch.ones(size)) for size in sizes], buckets)

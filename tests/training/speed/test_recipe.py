@@ -34,11 +34,34 @@ def test_each_level_has_what_the_one_below_has():
     plain, default, most = (on(choose(config(level), 1)) for level in SPEED_LEVELS)
     assert plain == set()
     assert most - default == {"compile", "graph"}
-    assert most == set(SPEED_SWITCHES) - {"ddp", "peer_copies", "bf16_gradients"}
+    of_several = {"gradient_mean", "ddp", "peer_copies", "bf16_gradients"}
+    assert most == set(SPEED_SWITCHES) - of_several
 
 
 def test_several_ranks_have_all_that_one_has():
-    assert on(choose(config(), 8)) == set(SPEED_SWITCHES) - {"bf16_gradients"}
+    assert on(choose(config(), 8)) == set(SPEED_SWITCHES) - {"ddp", "bf16_gradients"}
+    assert on(choose(config("plain"), 8)) == {"gradient_mean"}
+    assert on(choose(config(accelerator="cpu"), 8)) == {"gradient_mean"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"speed_switches__gradient_mean": False},
+        {"trainer__params__sync_batchnorm": True},
+        {"trainer__params__strategy": "ddp_find_unused_parameters_true"},
+    ],
+    ids=str,
+)
+def test_without_a_mean_of_our_own_it_is_ddp_and_no_graph(changes):
+    recipe = choose(config(**changes), 8)
+    assert not recipe["gradient_mean"] and not recipe["graph"] and recipe["ddp"]
+    assert not choose(config("plain", **changes), 8)["ddp"]
+
+
+def test_with_options_of_ddp_it_is_ddp_as_they_say():
+    recipe = choose(config(trainer__params__strategy={"static_graph": True}), 8)
+    assert not recipe["gradient_mean"] and not recipe["graph"] and not recipe["ddp"]
 
 
 def test_copies_between_gpus_are_for_a_graph_of_several_ranks():
@@ -100,4 +123,4 @@ def test_the_log_has_a_line_for_each_reason(caplog):
     with caplog.at_level("INFO", logger="convoy"):
         choose(config(trainer__params__accumulate_grad_batches=4), 1).log()
     assert "speed: off, since a step accumulates 4 batches: graph" in caplog.text
-    assert "speed: off, since there is one rank: ddp" in caplog.text
+    assert "speed: off, since there is one rank: gradient_mean, ddp" in caplog.text

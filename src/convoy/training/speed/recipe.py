@@ -77,7 +77,6 @@ class Recipe:
 
 ASKED = "asked for"
 NO_GRAPH = "it is a part of the graph"
-ON_THE_CPU = ("operators", "gradient_mean")  # where they are asked for
 
 
 def wanted(config: DictConfig, name: str) -> bool:
@@ -101,7 +100,8 @@ def choose(config: DictConfig, world_size: int) -> Recipe:
     recipe = Recipe(level, switches)
     if params.accelerator == "cpu":
         for name in SWITCHES:
-            if name not in ON_THE_CPU or config.speed_switches[name] is None:
+            stays = name == "operators" and config.speed_switches[name]  # where it is asked for
+            if name != "gradient_mean" and not stays:
                 recipe.turn_off(name, "it is for GPUs")
     _choose_mean(recipe, config, world_size)
     if params.accelerator == "cpu":
@@ -110,6 +110,8 @@ def choose(config: DictConfig, world_size: int) -> Recipe:
         recipe.turn_off("bf16", f"trainer.params.precision={params.precision}")
     for reason in _against_graph(config):
         recipe.turn_off("graph", reason)
+    if world_size > 1 and not recipe["gradient_mean"]:
+        recipe.turn_off("graph", "DDP averages the gradients, which a graph cannot hold")
     if not recipe["graph"]:
         recipe.turn_off("peer_copies", NO_GRAPH)
     if params.get("deterministic"):
@@ -138,8 +140,6 @@ def _choose_mean(recipe: Recipe, config: DictConfig, world_size: int) -> None:
         recipe.turn_off("gradient_mean", "trainer.params.sync_batchnorm is on")
     if recipe["gradient_mean"]:
         recipe.turn_off("ddp", "gradient_mean does without DDP")
-    else:
-        recipe.turn_off("graph", "DDP averages the gradients, which a graph cannot hold")
     if params.get("deterministic"):
         recipe.turn_off("ddp", "trainer.params.deterministic is on")
 
