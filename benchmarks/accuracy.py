@@ -11,6 +11,7 @@ import json
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from launch import torchrun, write_cache
 from report import print_report
@@ -53,7 +54,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
 
-    size, rounds = SIZES[BUILT_IN], []
+    size = SIZES[BUILT_IN]
+    rounds: list[dict[str, float]] = []
     for seed in range(args.rounds):
         with tempfile.TemporaryDirectory() as folder:
             cache = write_cache(Path(folder) / "cache", size.samples, size.logs, seed)
@@ -65,7 +67,7 @@ def main() -> None:
         rounds.append(
             {"constant velocity": results["built-in agent"]["ade_constant_velocity"]} | ade
         )
-    rows = [
+    rows: list[tuple[Any, ...]] = [
         (f"seed {seed}", *ade.values(), ade["built-in agent"] / ade["constant velocity"])
         for seed, ade in enumerate(rounds)
     ]

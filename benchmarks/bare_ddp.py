@@ -51,7 +51,7 @@ def main() -> None:
     if isinstance(optimizer, dict):
         optimizer = optimizer["optimizer"]
 
-    builders = Builders.of(agent)
+    builders = Builders.of(agent)  # type: ignore[arg-type]
     logs = [log for log in logs_in(args.cache) if log not in args.val_logs]
     data = CacheDataset(CacheSplit(args.cache, scan(args.cache, logs, builders).samples), builders)
     order = TrainingOrder(len(data), args.global_batch, world_size, rank, seed=0)

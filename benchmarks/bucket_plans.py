@@ -36,7 +36,7 @@ class BucketPlans(pl.Callback):
             self._hooks.append(register(entry, hook))
             return self._hooks[-1]
 
-        nn.Parameter.register_post_accumulate_grad_hook = registered  # type: ignore[method-assign]
+        nn.Parameter.register_post_accumulate_grad_hook = registered  # type: ignore[assignment, method-assign]
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int

@@ -283,7 +283,8 @@ def main() -> None:
     count = args.samples // (FILES * BATCH) * FILES * BATCH
     samples = [sample(number) for number in range(16)]
     layout = probe(samples)
-    records = [b"".join(record_parts(layout, pack(one, layout)[1])) for one in samples]
+    packed = [record_parts(layout, pack(one, layout)[1]) for one in samples]
+    records = [b"".join(part.data for part in parts) for parts in packed]
     installed = {name: side for name, side in SIDES.items() if weight(side[0])[1]}
     with tempfile.TemporaryDirectory(dir=args.folder) as root:
         openers: dict[str, Opener] = {}

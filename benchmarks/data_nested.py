@@ -129,7 +129,7 @@ def writing(folder: Path, rounds: int) -> dict[str, Stopwatch]:
 def write_cache(root: Path, samples: int) -> int:
     """NAVSIM's cache of `samples` samples; returns the bytes of all."""
     dump = navsim_module().dump_feature_target_to_pickle
-    written = []
+    written: list[Path] = []
     for number in range(samples):
         folder = root / f"log-{number % LOGS}" / f"{number:016x}"
         folder.mkdir(parents=True)

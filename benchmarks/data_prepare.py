@@ -63,7 +63,9 @@ def from_cache(folder: Path, samples: int, workers: int, rounds: int) -> dict[st
         return sum(count for count, _ in done) / sum(seconds for _, seconds in done)
 
     reading()  # fills the page cache
-    reads, prepares, spent = [reading()], [], {}
+    reads = [reading()]
+    prepares: list[float] = []
+    spent: dict[str, float] = {}
     for number in range(rounds):
         record = prepare(folder / f"from-cache-{number}", ["--from-cache", str(cache)], workers)
         for kind, value in record["process_seconds"].items():
@@ -132,7 +134,9 @@ def both_from_raw(
         "worker.use_process_pool=true",
         f"worker.max_workers={workers}",
     ]
-    script = tree.find() / "navsim/planning/script/run_dataset_caching.py"
+    root = tree.find()
+    assert root is not None
+    script = root / "navsim/planning/script/run_dataset_caching.py"
     command = [sys.executable, *RUN, str(script), *agent, *processes, "experiment_name=cache"]
     started = time.perf_counter()
     subprocess.run(command, env=os.environ | environment, check=True, stdout=subprocess.DEVNULL)

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from report import print_report
 
@@ -83,7 +84,7 @@ def main() -> None:
 
     round_inside(), round_outside()  # fill the page cache
     pairs = [(round_outside(), *round_inside()) for _ in range(args.rounds)]
-    startup = {}
+    startup: dict[str, dict[str, Any]] = {}
     for name in pairs[0][0]:
         startup[name] = {
             "outside_s": [theirs[name] for theirs, _, _ in pairs],
@@ -95,7 +96,7 @@ def main() -> None:
     start = statistics.median(rest for _, _, rest in pairs)
     packages = dict(json.loads(output(*inside, "python", "-c", WEIGHTS)))
 
-    rows = [
+    rows: list[tuple[Any, ...]] = [
         (
             name,
             statistics.median(sides["outside_s"]),

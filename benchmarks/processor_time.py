@@ -25,7 +25,7 @@ import pytorch_lightning as pl
 import torch
 from launch import write_cache
 from report import print_report
-from timed import add_clock
+from timed import add_callback
 from torch.utils.data import DataLoader
 
 FIRST, LAST = 10, 70  # steps between which the processor's time is taken
@@ -46,7 +46,7 @@ def tell(seconds: float) -> None:
     print(json.dumps({"ms_per_step": seconds / (LAST - FIRST) * 1e3}), flush=True)
 
 
-def bare(cache: Path) -> None:
+def bare_loop(cache: Path) -> None:
     from convoy.agents.bev_fusion import BevFusionAgent
     from convoy.data.cache import Builders, CacheDataset, CacheSplit, collate, logs_in, scan
     from convoy.data.order import TrainingOrder
@@ -56,7 +56,7 @@ def bare(cache: Path) -> None:
     optimizer = agent.get_optimizers()
     if isinstance(optimizer, dict):
         optimizer = optimizer["optimizer"]
-    builders = Builders.of(agent)
+    builders = Builders.of(agent)  # type: ignore[arg-type]
     split = CacheSplit(cache, scan(cache, logs_in(cache)[1:], builders).samples)
     data = CacheDataset(split, builders)
     order = TrainingOrder(len(data), BATCH, 1, 0, seed=0)
@@ -77,10 +77,10 @@ def bare(cache: Path) -> None:
                 return
 
 
-def convoy(cache: Path) -> None:
+def convoy_train(cache: Path) -> None:
     from convoy.launch import rank
 
-    add_clock(Clock())  # type: ignore[arg-type]
+    add_callback(Clock())
     logs = sorted(path.name for path in cache.iterdir())
     with tempfile.TemporaryDirectory() as folder:
         rank.main(
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        (bare if args.side == "bare" else convoy)(args.cache)
+        (bare_loop if args.side == "bare" else convoy_train)(args.cache)
         return
     with tempfile.TemporaryDirectory() as folder:
         cache = write_cache(Path(folder) / "cache", 128, 4)

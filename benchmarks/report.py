@@ -31,7 +31,7 @@ def print_report(
     rows: Sequence[Sequence[Any]],
     record: dict[str, Any],
     as_json: bool,
-):
+) -> None:
     """Print `rows` under `columns`, or `record` with the machine's description as JSON."""
     described = record | {"machine": machine()}
     if as_json:

@@ -109,8 +109,8 @@ def main() -> None:
         for size in sizes:
             raw = Path(temporary) / f"raw-{size}"
             write_raw(raw, size, logs=2 * args.workers, seed=2, all_cameras=False)
-            for name, kind in (("NAVSIM", Navsim), ("Convoy", Convoy)):
-                side = kind(Path(temporary) / f"{name}-{size}", raw, args.workers)
+            for name, made in (("NAVSIM", Navsim), ("Convoy", Convoy)):
+                side = made(Path(temporary) / f"{name}-{size}", raw, args.workers)
                 side.folder.mkdir()
                 seconds[name].append([side.cached(), side.scored()])
                 print(name, size, seconds[name][-1], file=sys.stderr, flush=True)

@@ -103,7 +103,7 @@ def add_callback(callback: pl.Callback) -> None:
         plain(self, *arguments, callbacks=[*(callbacks or []), callback], **options)
 
     init.__signature__ = inspect.signature(plain)  # type: ignore[attr-defined]
-    pl.Trainer.__init__ = init  # type: ignore[method-assign]
+    pl.Trainer.__init__ = init
 
 
 def keep_resident() -> None:

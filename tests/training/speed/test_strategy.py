@@ -28,14 +28,16 @@ def metrics(run):
 
 @pytest.fixture
 def trained(restless_tree, ego_cache, train, tmp_path, monkeypatch):
-    """Settings to the run's directory and its last weights."""
+    """Settings to the run's directory, its last weights and what it said."""
     monkeypatch.setenv("DIARY", str(tmp_path / "diary"))
 
-    def run(name, *overrides):
+    def run(name, *overrides, fails=False):
         folder = tmp_path / name
         cache = f"cache_path={ego_cache}"
         done = train(*RUN, cache, f"run_dir={folder}", *overrides, processes=2)
-        assert done.returncode == 0, done.stdout
+        assert (done.returncode != 0) == fails, done.stdout
+        if fails:
+            return done.stdout
         saved = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
         return folder, saved["state_dict"], done.stdout
 
@@ -61,27 +63,25 @@ def test_weights_losses_and_validation_are_ddps_to_the_bit(trained, settings):
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
-def test_an_agent_that_uses_other_parameters_later_is_told_what_to_set(
-    restless_tree, ego_cache, train, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("DIARY", str(tmp_path / "diary"))
+@pytest.mark.parametrize("unused_until", [2, 99], ids=["later used", "never used"])
+def test_an_agent_that_leaves_a_parameter_unused(trained, restless_tree, unused_until):
+    """Never: it trains. Later: it is told what to set, for its ranks would part in silence."""
     agent = restless_tree / "navsim/agents/restless.py"
     text = agent.read_text().replace(
         "        return torch.nn.functional.l1_loss(",
         "        self.calls = getattr(self, 'calls', 0) + self.training\n"
-        "        late = self.late.sum() if self.calls > 2 else 0.0\n"
+        f"        late = self.late.sum() if self.calls > {unused_until} else 0.0\n"
         "        return late + torch.nn.functional.l1_loss(",
     )
-    text = text.replace(
-        "        self.mlp = ",
-        "        self.late = torch.nn.Parameter(torch.ones(3))\n        self.mlp = ",
-    )
-    agent.write_text(text)
-    settings = (*RUN, f"cache_path={ego_cache}", f"run_dir={tmp_path / 'run'}", "global_batch=8")
-    done = train(*settings, processes=2)
-    assert done.returncode != 0
-    assert "not every step gives gradients to the same parameters" in done.stdout, done.stdout
-    assert "ddp_find_unused_parameters_true" in done.stdout and "Traceback" not in done.stdout
+    late = "        self.late = torch.nn.Parameter(torch.ones(3))\n"
+    agent.write_text(text.replace("        self.mlp = ", f"{late}        self.mlp = "))
+    if unused_until == 99:
+        _, weights, _ = trained("run", "global_batch=8")
+        assert weights["agent.late"].tolist() == [1, 1, 1]
+        return
+    output = trained("run", "global_batch=8", fails=True)
+    assert "not every step gives gradients to the same parameters" in output, output
+    assert "ddp_find_unused_parameters_true" in output and "Traceback" not in output
 
 
 def test_buffers_of_every_kind_are_rank_zeros():
