@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 
 EVERY = 100  # steps, as in DistributedDataParallel's own timers
+SECOND = 2  # the first step finds out, after its backward pass, what there is to exchange
 
 
 class ExchangeTimes:
@@ -19,8 +20,8 @@ class ExchangeTimes:
 
     def began(self) -> None:
         """The first gradients set out."""
-        self._marks = [self._now()] if self._steps % EVERY == 0 else []
         self._steps += 1
+        self._marks = [self._now()] if self._steps % EVERY == SECOND else []
 
     def backward_ended(self) -> None:
         """What was queued until now is the backward pass."""

@@ -76,7 +76,7 @@ class Recipe:
 
 
 ASKED = "asked for"
-NO_GRAPH = "it is a part of the graph"
+NO_GRAPH = "it needs the graph"
 
 
 def wanted(config: DictConfig, name: str) -> bool:

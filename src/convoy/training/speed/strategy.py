@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from convoy.training.speed.exchange_times import ExchangeTimes
 from convoy.training.speed.gradients import GradientMean
@@ -27,8 +28,9 @@ class WholeStepStrategy(DDPStrategy):
 
 
 class MeanStrategy(WholeStepStrategy):
-    """As DistributedDataParallel: a backward pass ends with the mean of the gradients, unless
-    batches accumulate, and a training step begins with rank 0's buffers."""
+    """As DistributedDataParallel: a step ends with the mean of the gradients over the ranks, and
+    begins with rank 0's buffers. Only the statistics of a BatchNorm that is training, which does
+    not read them, wait for the validation."""
 
     mean: GradientMean
     times: ExchangeTimes
@@ -44,10 +46,14 @@ class MeanStrategy(WholeStepStrategy):
         assert self.lightning_module is not None
         self.times = ExchangeTimes(on_gpu=self.root_device.type == "cuda")
         self.mean = self._make(list(self.lightning_module.parameters()), self.times)
+        self._with_buffers = [entry for entry in self.lightning_module.modules() if entry._buffers]
+        self._begins = True
 
     def training_step(self, *arguments: Any, **named: Any) -> Any:
-        assert self.lightning_module is not None
-        take_from_rank_zero(self.lightning_module.buffers())
+        if self._begins:
+            read = [entry for entry in self._with_buffers if not _only_writes(entry)]
+            take_from_rank_zero(itertools.chain(*(entry.buffers(recurse=False) for entry in read)))
+        self._begins = not self.mean.paused
         return super().training_step(*arguments, **named)
 
     def pre_backward(self, closure_loss: Tensor) -> None:
@@ -65,6 +71,10 @@ class MeanStrategy(WholeStepStrategy):
             yield
         finally:
             self.mean.paused = False
+
+
+def _only_writes(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and module.training
 
 
 def take_from_rank_zero(buffers: Iterable[Tensor]) -> None:
