@@ -91,6 +91,24 @@ def test_values_and_gradients_are_those_of_the_plain_pass():
         assert torch.equal(one.grad, other.grad)
 
 
+def test_under_autocast_that_keeps_cast_weights_each_step_has_its_own():
+    """As without a graph, where Lightning enters autocast."""
+    plain = Model()
+    cut = copy.deepcopy(plain)
+    compiled = regions.compiled(cut.forward, "aot_eager")
+    inputs = torch.arange(32.0).reshape(4, 8) / 32
+    for model, forward in ((plain, plain.forward), (cut, compiled)):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        for _ in range(3):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, cache_enabled=True):
+                loss = forward(inputs).float().square().mean()
+            loss.backward()
+            optimizer.step()
+    for one, other in zip(cut.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 class Varied(nn.Module):
     """Operations before the first parameter, a parameter that is frozen, one that is used twice,
     layers that write in place, several values from one region to the next."""
