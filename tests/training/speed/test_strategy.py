@@ -60,10 +60,13 @@ def trained(restless_tree, ego_cache, train, tmp_path, monkeypatch):
     "settings",
     [
         ("global_batch=8",),
-        ("global_batch=8", "dataloader.params.batch_size=2", "trainer.params.max_epochs=1"),
-        ("global_batch=8", "trainer.params.gradient_clip_val=0.1", "trainer.params.max_epochs=1"),
+        (
+            "global_batch=8",
+            "dataloader.params.batch_size=2",
+            "trainer.params.gradient_clip_val=0.1",
+        ),
     ],
-    ids=["each batch a step", "accumulated", "clipped"],
+    ids=["each batch a step", "accumulated and clipped"],
 )
 def test_weights_losses_and_validation_are_ddps_to_the_bit(trained, settings):
     theirs, expected, output = trained("ddp", *settings, DDP)
