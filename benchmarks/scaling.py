@@ -38,9 +38,7 @@ def rows_of(
     bench: Bench, batch: int, level: str, counts: list[int], compress: bool
 ) -> list[tuple[str, dict[str, Any]]]:
     """(side, result) for each number of ranks, and the last again with compressed gradients."""
-    sides: list[tuple[str, int, tuple[str, ...]]] = [
-        (f"{ranks} rank{'s' * (ranks > 1)}", ranks, ()) for ranks in counts
-    ]
+    sides: list[tuple[str, int, tuple[str, ...]]] = [(_ranks(ranks), ranks, ()) for ranks in counts]
     if compress:
         side, ranks, _ = sides[-1]
         sides.append((f"{side}, bf16 gradients", ranks, ("speed_switches.bf16_gradients=true",)))
@@ -48,6 +46,10 @@ def rows_of(
         (f"{level}, {side}", measure(bench, batch, level, ranks, *settings))
         for side, ranks, settings in sides
     ]
+
+
+def _ranks(count: int) -> str:
+    return "1 rank" if count == 1 else f"{count} ranks"
 
 
 def losses(folder: Path, cpu: bool) -> float | None:
@@ -150,7 +152,7 @@ def main() -> None:
     }
     if difference is not None:
         rows.append(("1 rank and 2: losses apart", "", f"{difference:.1e}", "", ""))
-    columns = ("", "batch of a rank", "samples/s", f"x {counts[0]} rank", "GiB")
+    columns = ("", "batch of a rank", "samples/s", f"x {_ranks(counts[0])}", "GiB")
     print_report(f"scaling, {args.agent}", columns, rows, record, args.json)
 
 

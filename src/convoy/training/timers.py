@@ -3,9 +3,9 @@ offers to profilers.
 
 The host's clock is read at each of them. On a GPU that is when work was handed over, so now and
 then (one step in `DEVICE_EVERY`, one in `DEVICE_SECONDS`) a step also leaves CUDA events, which are
-read in a later step, once they have passed: nothing waits for the GPU. What the
-exchange of gradients takes, and how much of it the backward pass hides, is timed in one step of a
-hundred: by `ExchangeTimes`, or under DistributedDataParallel by its own timers.
+read in a later step, once they have passed: nothing waits for the GPU. What the exchange of
+gradients takes, and how much of it the backward pass hides, is timed in one step of a hundred: by
+`ExchangeTimes`, or under DistributedDataParallel by its own timers.
 """
 
 import time
@@ -99,8 +99,8 @@ class StepTimers(Profiler):
         """Means of a step in seconds; None before the first step that counts.
 
         `step_s` is the whole step and `parts_s` its parts by the host's clock; `device_s` those of
-        the GPU by CUDA events; `communication_s` and, of it, `communication_hidden_s` that of the
-        gradients.
+        the GPU by CUDA events; `communication_s` the exchange of gradients, and of it
+        `communication_hidden_s` beside the backward pass.
         """
         if not self._steps:
             return None

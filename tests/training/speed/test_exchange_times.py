@@ -32,7 +32,7 @@ def test_one_step_in_a_hundred_is_timed():
         step(times)
     assert times.seconds() == first
     step(times)
-    assert times.seconds()[0] < 0.02
+    assert times.seconds() != first
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU; run it where torch sees one")
@@ -46,4 +46,4 @@ def test_on_a_gpu_nothing_waits():
     assert times.seconds() is None
     torch.cuda.synchronize()
     exchange, hidden = times.seconds()
-    assert 0 < hidden <= exchange < 10
+    assert 0 < hidden <= exchange

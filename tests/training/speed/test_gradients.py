@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from convoy.training.process_group import leave_process_group
 from convoy.training.speed import gradients
@@ -165,6 +166,20 @@ def test_a_parameter_whose_gradient_comes_in_parts_leaves_with_the_last(alone, m
     one.grad = other.grad = None
     step()
     assert sent == [[1, 1, 1], [2, 2]]  # `other`, whose gradient was there first
+
+
+def test_a_module_that_is_checkpointed_and_used_twice(alone):
+    layer, head = nn.Linear(4, 4), nn.Linear(4, 4)
+    mean = GradientMean([*layer.parameters(), *head.parameters()], 1, sizes=Buckets(1, 1, 0))
+    inputs = torch.ones(2, 4, requires_grad=True)
+    for _ in range(3):
+        once = checkpoint(layer, inputs, use_reentrant=True)
+        loss = head(checkpoint(layer, once, use_reentrant=True)).square().mean()
+        expected = torch.autograd.grad(head(layer(layer(inputs))).square().mean(), layer.weight)
+        layer.zero_grad()
+        loss.backward()
+        mean.wait()
+        assert torch.allclose(layer.weight.grad, *expected)
 
 
 def test_buckets_leave_in_one_order_whatever_is_there_first(alone, monkeypatch):

@@ -26,13 +26,20 @@ def metrics(run):
     return [(name, row[name]) for row in rows for name in names if row.get(name)]
 
 
+def diary(run):
+    """The ranks' lines come in any order."""
+    lines = sorted(run.with_name(f"{run.name}-diary").read_text().splitlines())
+    assert any(line.startswith("gradients") for line in lines)
+    return lines
+
+
 @pytest.fixture
 def trained(restless_tree, ego_cache, train, tmp_path, monkeypatch):
     """Settings to the run's directory, its last weights and what it said.
 
-    The agent has a BatchNorm, and a buffer that each rank changes and each step reads.
+    The agent has a BatchNorm, a buffer that each rank changes and each step reads, and a callback
+    that writes down the gradients as it finds them after each backward pass.
     """
-    monkeypatch.setenv("DIARY", str(tmp_path / "diary"))
     agent = restless_tree / "navsim/agents/restless.py"
     text = agent.read_text().replace(
         "        noise = ",
@@ -41,10 +48,20 @@ def trained(restless_tree, ego_cache, train, tmp_path, monkeypatch):
         "        noise = 0.01 * self.seen + ",
     )
     seen = "        self.register_buffer('seen', torch.zeros(()))\n"
-    agent.write_text(text.replace("        self.mlp = ", f"{seen}        self.mlp = "))
+    text = text.replace("        self.mlp = ", f"{seen}        self.mlp = ")
+    after = (
+        "    def on_after_backward(self, trainer, module):\n"
+        "        found = sum(e.grad.double().sum().item() for e in module.parameters()"
+        " if e.grad is not None)\n"
+        "        with open(os.environ['DIARY'], 'a') as file:\n"
+        "            print('gradients', found, file=file)\n\n"
+    )
+    at = "    def on_validation_batch_start("
+    agent.write_text(text.replace(at, after + at))
 
     def run(name, *overrides, fails=False):
         folder = tmp_path / name
+        monkeypatch.setenv("DIARY", f"{folder}-diary")
         cache = f"cache_path={ego_cache}"
         done = train(*RUN, cache, f"run_dir={folder}", *overrides, processes=2)
         assert (done.returncode != 0) == fails, done.stdout
@@ -74,6 +91,7 @@ def test_weights_losses_and_validation_are_ddps_to_the_bit(trained, settings):
     ours, weights, output = trained("own", *settings)
     assert "the ranks average 0 MiB of gradients in 1 buckets" in output
     assert metrics(ours) == metrics(theirs)
+    assert diary(ours) == diary(theirs)
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 

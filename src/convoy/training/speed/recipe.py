@@ -126,14 +126,16 @@ def choose(config: DictConfig, world_size: int) -> Recipe:
 def _choose_mean(recipe: Recipe, config: DictConfig, world_size: int) -> None:
     """Who averages the gradients of several ranks."""
     params = config.trainer.params
+    against_all = None
     if world_size == 1:
+        against_all = "there is one rank"
+    elif not isinstance(params.strategy, str):
+        against_all = "trainer.params.strategy has options of DDP"
+    if against_all is not None:
         for name in ("gradient_mean", "ddp", "peer_copies", "bf16_gradients"):
-            recipe.turn_off(name, "there is one rank")
+            recipe.turn_off(name, against_all)
         return
-    if not isinstance(params.strategy, str):
-        for name in ("gradient_mean", "ddp", "peer_copies", "bf16_gradients"):
-            recipe.turn_off(name, "trainer.params.strategy has options of DDP")
-    if "find_unused_parameters_true" in str(params.strategy):
+    if "find_unused_parameters_true" in params.strategy:
         looks = f"strategy={params.strategy} looks for unused parameters in each step"
         recipe.turn_off("gradient_mean", looks)
     if params.get("sync_batchnorm"):
