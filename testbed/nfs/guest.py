@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -35,23 +36,27 @@ class Part:
         own = [sys.executable, "-u", __file__, "--part", part, seen, *map(str, arguments)]
         # nsenter becomes the program, so that a signal to it is one to the program.
         self._process = subprocess.Popen(
-            ["nsenter", *names, *own], stdout=subprocess.PIPE, text=True
+            ["nsenter", *names, *own], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def says(self) -> str:
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
 
+    def hears(self, words: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{words}\n")
+        self._process.stdin.flush()
+
     def send(self, number: int) -> None:
         self._process.send_signal(number)
 
     def ends(self) -> int:
-        self._process.communicate()
-        return self._process.returncode
+        return self._process.wait()
 
 
-def hold(run: RunDirectory, seconds: str) -> int:
-    """Own the run for so long, asking all the time whether it still does."""
+def hold(run: RunDirectory, seconds: str = "inf") -> int:
+    """Own the run for so long, or until told to end, asking all the time whether it still does."""
     lock = RunLock(run, os.uname().nodename)
     began = time.monotonic()
     try:
@@ -62,7 +67,8 @@ def hold(run: RunDirectory, seconds: str) -> int:
     print(f"{time.monotonic() - began:.1f} {dead.host if dead else '-'}")
     end = time.monotonic() + float(seconds)
     while time.monotonic() < end:
-        time.sleep(0.1)
+        if select.select([sys.stdin], [], [], 0.1)[0]:
+            break
         try:
             lock.require()
         except LostRun:
@@ -72,12 +78,14 @@ def hold(run: RunDirectory, seconds: str) -> int:
     return OWNS
 
 
-def race(root: RunDirectory, name: str, begin: str) -> int:
+def race(root: RunDirectory, name: str) -> int:
     """Try to become each run's first owner at the moment when the others do."""
+    print("ready")
+    begin = float(sys.stdin.readline())
     for number in range(RACES):
         run = RunDirectory(root.root / f"race-{number}")
         run.root.mkdir(parents=True, exist_ok=True)
-        time.sleep(max(0.0, float(begin) + number / 2 - time.time()))
+        time.sleep(max(0.0, begin + number / 2 - time.time()))
         if RunLock(run)._take(1):
             (root.root / f"won-{number}-{name}").touch()
     return 0
@@ -103,11 +111,12 @@ PARTS: dict[str, Callable[..., int]] = {"hold": hold, "race": race, "write": wri
 
 def alive(version: str) -> dict[str, Any]:
     """A second start beside a living one, and one after it."""
-    owner = Part(FIRST, "hold", f"{version}/alive", 80)
+    owner = Part(FIRST, "hold", f"{version}/alive")
     owner.says()
     second = Part(SECOND, "hold", f"{version}/alive", 1)
     words = second.says()
     refused = second.ends() == REFUSED and f"on {FIRST}, job {FIRST}" in words
+    owner.hears("end")
     kept = owner.ends() == OWNS
     third = Part(SECOND, "hold", f"{version}/alive", 1)
     seconds, _ = third.says().split()
@@ -115,7 +124,7 @@ def alive(version: str) -> dict[str, Any]:
 
 
 def killed(version: str) -> dict[str, Any]:
-    owner = Part(FIRST, "hold", f"{version}/killed", 600)
+    owner = Part(FIRST, "hold", f"{version}/killed")
     owner.says()
     time.sleep(7)
     second = Part(SECOND, "hold", f"{version}/killed", 1)
@@ -128,7 +137,7 @@ def killed(version: str) -> dict[str, Any]:
 
 def stopped(version: str) -> dict[str, Any]:
     """An owner that stood still for longer than its lifetime, and goes on."""
-    owner = Part(FIRST, "hold", f"{version}/stopped", 600)
+    owner = Part(FIRST, "hold", f"{version}/stopped")
     owner.says()
     time.sleep(7)
     owner.send(signal.SIGSTOP)
@@ -145,20 +154,26 @@ def stopped(version: str) -> dict[str, Any]:
 
 def requested(version: str) -> dict[str, Any]:
     """A request to stop, written by another node."""
-    owner = Part(FIRST, "hold", f"{version}/requested", 120)
+    owner = Part(FIRST, "hold", f"{version}/requested")
     owner.says()
     looks = Part(FIRST, "look", f"{version}/requested")
     looks.says()
     time.sleep(12)
     asked = time.time()
     stop_request.ask(RunDirectory(Path(f"/nfs/{SECOND}/{version}/requested")), start="start")
-    return {"request_seen_s": round(float(looks.says()) - asked, 1)}
+    seen = float(looks.says())
+    owner.hears("end")
+    return {"request_seen_s": round(seen - asked, 1)}
 
 
 def races(version: str) -> dict[str, Any]:
-    begin = time.time() + 10
     names = [(node, str(number)) for node in (FIRST, SECOND) for number in (1, 2)]
-    parts = [Part(node, "race", version, f"{node}-{name}", begin) for node, name in names]
+    parts = [Part(node, "race", version, f"{node}-{name}") for node, name in names]
+    for part in parts:  # a slow machine starts one long after another
+        part.says()
+    begin = time.time() + 2
+    for part in parts:
+        part.hears(f"{begin}")
     for part in parts:
         part.ends()
     folder = Path("/export") / version

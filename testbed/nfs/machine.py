@@ -1,7 +1,7 @@
 """A run directory on a real NFS, seen from two nodes: in a virtual machine, whose kernel has NFS
 whatever this one's has. `python3 testbed/nfs/machine.py [VERSION…]` prints what it found.
 
-Needs root, mmdebstrap, cpio and qemu-system-x86 (no KVM); takes about four minutes.
+Needs root, mmdebstrap, cpio and qemu-system-x86 (no KVM); takes two minutes, or more.
 """
 
 from __future__ import annotations
