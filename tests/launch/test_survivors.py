@@ -56,7 +56,7 @@ loader.kill()
 os._exit(75)
 """
 LAUNCHER = """
-import json, os, sys, time
+import json, os, sys
 from pathlib import Path
 from convoy.launch import survivors
 from convoy.launch.agent import run_torchrun
@@ -64,11 +64,12 @@ from convoy.run.layout import RunDirectory
 from convoy.topology import Launch
 survivors.GRACE = 1.0
 folder, heard = Path(sys.argv[1]), []
+rank_0 = lambda: int((folder / "rank-0").read_text().split()[0])
 arguments = ["--nnodes=1", "--nproc-per-node=2", "--rdzv-backend=convoy", "--rdzv-conf=number=0"]
 arguments += ["--rdzv-endpoint=127.0.0.1:0", "--rdzv-id=a", "--local-addr=127.0.0.1"]
 arguments += ["--signals-to-handle=SIGHUP,SIGQUIT", sys.argv[3], str(folder), sys.argv[2]]
 launch, run = Launch.by_hand({}, 1, 0, "127.0.0.1:0", "a"), RunDirectory(folder)
-hear = lambda code: heard.append((code, time.time()))
+hear = lambda code: heard.append((code, survivors.is_alive(rank_0())))
 failed = run_torchrun(arguments, launch, run, lambda number: None, hear)
 print(json.dumps([heard, failed.report(), failed.exit_code]))
 """
@@ -113,11 +114,11 @@ def test_a_rank_in_a_collective_that_never_ends_follows_a_killed_one_in_seconds(
     at = time.time()
     os.kill(ranks[1][0], signal.SIGKILL)
     said = launcher.communicate(timeout=60)[0]
-    assert time.time() - at < 6
+    assert time.time() - at < 20  # torchrun's agent alone takes 30
     heard, report, code = json.loads(said)
     assert "rank 1 on" in report and "failed first: it was killed by SIGKILL" in report
-    assert code == 1 and [told for told, _ in heard] == [1]
-    assert heard[0][1] - at < 2.0  # the other nodes hear of it before this one's ranks have ended
+    # The other nodes hear of it while a rank of this one still has its time to end.
+    assert code == 1 and heard == [[1, True]]
     assert [failure.rank for failure in verdict.read(RunDirectory(tmp_path), "a")] == [1]
     assert not any(map(is_alive, ranks[0] + ranks[1]))
     assert (tmp_path / "checkpoint").is_file() and not leftovers(tmp_path)
@@ -139,7 +140,7 @@ def test_processes_that_end_are_not_waited_for_and_the_others_are_killed():
     assert stuck.wait(10) == -signal.SIGKILL
     ended.wait(10)
     began = time.monotonic()
-    assert end([ended.pid, stuck.pid], 5, 5) == set() and time.monotonic() - began < 0.5
+    assert end([ended.pid, stuck.pid], 60, 60) == set() and time.monotonic() - began < 20
 
 
 def test_ranks_here_follow_those_that_failed_on_another_node(tmp_path):
